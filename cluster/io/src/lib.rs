@@ -1,0 +1,1 @@
+//! Single-threaded io_uring reactor for sockets and disks.

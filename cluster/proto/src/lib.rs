@@ -1,0 +1,14 @@
+//! The vocabulary of a Blockyard cluster: ids, the arithmetic that maps a byte of an image to an object and a placement
+//! group, every limit, the operations on a shard, the messages between clients and OSDs, and the schema of the cluster
+//! state. No I/O, no clock, no decisions.
+
+pub mod crc;
+pub mod ids;
+pub mod layout;
+pub mod limits;
+pub mod shard;
+pub mod status;
+
+pub use ids::{ClientId, Epoch, Incarnation, LayerId, ObjectId, OsdId, PgId, PoolId, Version};
+pub use layout::{LayerRef, SECTOR, SectorRange};
+pub use status::Status;

@@ -1,0 +1,54 @@
+//! Every limit of the cluster in one table (docs/limits.md explains them). "Full" is an explicit answer, never growth.
+
+use crate::layout::SECTOR;
+
+/// Smallest object size of a pool. Bytes.
+pub const BLOCK_SIZE_MIN: u32 = 128 << 10;
+/// Object size of a pool unless it says otherwise. Bytes.
+pub const BLOCK_SIZE_DEFAULT: u32 = 1 << 20;
+/// Largest object size of a pool. Bytes.
+pub const BLOCK_SIZE_MAX: u32 = 4 << 20;
+/// Sectors of the largest object.
+pub const SECTORS_PER_OBJECT_MAX: u32 = BLOCK_SIZE_MAX / SECTOR as u32;
+/// Largest image. Bytes: 2^31 objects of the smallest size.
+pub const IMAGE_SIZE_MAX: u64 = (BLOCK_SIZE_MIN as u64) << 31;
+/// Longest name of an image or pool. Bytes of UTF-8.
+pub const NAME_LEN_MAX: usize = 255;
+/// Copies in a replicated pool.
+pub const REPLICAS_MAX: usize = 16;
+/// PGs of one pool.
+pub const PG_COUNT_MAX: u32 = 1 << 16;
+/// PGs of a pool unless it says otherwise.
+pub const PG_COUNT_DEFAULT: u32 = 64;
+/// Bytes that one compare-and-write compares (and writes).
+pub const COMPARE_AND_WRITE_MAX: usize = 64 << 10;
+
+/// Payload of one message. Bytes. A compare-and-write carries two halves, which are far smaller than an object.
+pub const WIRE_PAYLOAD_MAX: usize = BLOCK_SIZE_MAX as usize;
+/// Fixed part of one message, without header and checksum list. Bytes.
+pub const WIRE_BODY_MAX: usize = 256;
+/// Payload that a peer may send before it has introduced itself. Bytes.
+pub const WIRE_PAYLOAD_MAX_BEFORE_HELLO: usize = 0;
+/// Time for a new connection to introduce itself. Milliseconds.
+pub const HELLO_TIMEOUT_MS: u64 = 5_000;
+
+/// Requests of one client that may be unacknowledged at once: a sequence number may be at most this far above the
+/// client's floor. Fits the 16-bit window of a log entry.
+pub const CLIENT_WINDOW: u64 = 32 << 10;
+/// Client requests one OSD holds before it answers `Busy`.
+pub const OSD_REQUESTS_MAX: usize = 16 << 10;
+/// Bytes of client payload one OSD holds before it answers `Busy`.
+pub const OSD_REQUEST_BYTES_MAX: usize = 512 << 20;
+/// Clients whose applied requests a store remembers.
+pub const CLIENTS_REMEMBERED_MAX: usize = 16 << 10;
+/// Digest buckets per PG.
+pub const DIGEST_BUCKETS: usize = 256;
+
+const _: () = {
+    assert!(BLOCK_SIZE_MIN.is_power_of_two() && BLOCK_SIZE_MAX.is_power_of_two());
+    assert!(BLOCK_SIZE_MIN <= BLOCK_SIZE_DEFAULT && BLOCK_SIZE_DEFAULT <= BLOCK_SIZE_MAX);
+    assert!(2 * COMPARE_AND_WRITE_MAX <= BLOCK_SIZE_MIN as usize);
+    assert!(2 * COMPARE_AND_WRITE_MAX <= WIRE_PAYLOAD_MAX);
+    assert!(CLIENT_WINDOW < u16::MAX as u64);
+    assert!(IMAGE_SIZE_MAX / BLOCK_SIZE_MIN as u64 <= u32::MAX as u64);
+};

@@ -1,0 +1,325 @@
+//! What one OSD's store does for the PG logic: the contract between `osd-core` and `blockstore`, which do not know
+//! each other. A primary sends [`ShardOp`]s to the members of the acting set; its own share goes to its own store, the
+//! others cross the network as they are.
+//!
+//! **Order.** Ops on one shard take effect in the order of submission, and complete (become durable) in that order:
+//! after a crash a store holds the effects of a prefix of the mutating ops submitted to it, never an op without the ones
+//! before it. An op is reported done only when it and all before it are durable. Reads see what is *durable*.
+
+use buffer::Buffer;
+use smallvec::SmallVec;
+
+use crate::crc::Crcs;
+use crate::ids::{ClientId, ObjectId, PgId, PoolId, Version};
+use crate::layout::SectorRange;
+use crate::limits::DIGEST_BUCKETS;
+use crate::status::Status;
+
+/// Who asked for a change, so that the same request sent twice takes effect once, also after a crash (see
+/// docs/wire.md, "Exactly once").
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Origin {
+    /// The client; 0 for the cluster's own changes, which are not remembered.
+    pub client: ClientId,
+    /// The client's sequence number for the request.
+    pub seq: u64,
+    /// The client has received the answer of every request numbered below this. `floor <= seq`, at most
+    /// [`crate::limits::CLIENT_WINDOW`] below it.
+    pub floor: u64,
+}
+
+impl Origin {
+    /// A change of the cluster's own making.
+    pub const NONE: Origin = Origin { client: ClientId(0), seq: 0, floor: 0 };
+}
+
+/// A remembered request.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct AppliedRequest {
+    /// The client.
+    pub client: ClientId,
+    /// Its sequence number.
+    pub seq: u64,
+    /// The version the request made.
+    pub version: Version,
+}
+
+/// What a store knows of a client's request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RequestState {
+    /// Not seen, as far as this store knows.
+    Unknown,
+    /// Took effect, making this version.
+    Applied(Version),
+    /// Below the client's floor: a late duplicate of a request whose answer the client has. Drop it.
+    BelowFloor,
+}
+
+/// A whole object as one member holds it: what recovery copies to another member.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ObjectContent {
+    /// The object is a tombstone; then `extents` is empty.
+    pub deleted: bool,
+    /// Sectors that hold data, ascending and disjoint; the rest reads as zeroes.
+    pub extents: Vec<SectorRange>,
+    /// The sectors' data, in the order of `extents`.
+    pub data: Buffer,
+    /// One per sector of data.
+    pub crcs: Crcs,
+    /// Requests that made the object what it is and may yet be repeated.
+    pub requests: Vec<AppliedRequest>,
+}
+
+/// An operation on one shard of one object.
+///
+/// Versions are given by the primary and rise with every change of an object. A mutating op whose version is not above
+/// the object's current version is refused with [`Status::Invalid`], except where noted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ShardOp {
+    /// Reads sectors. Absent sectors read as zeroes. Verified against the stored checksums.
+    Read {
+        /// The object.
+        object: ObjectId,
+        /// The sectors.
+        sectors: SectorRange,
+    },
+    /// Reads the whole object with its holes and remembered requests, for recovery.
+    Fetch {
+        /// The object.
+        object: ObjectId,
+    },
+    /// Writes sectors, atomically.
+    Write {
+        /// The object.
+        object: ObjectId,
+        /// Version the write makes.
+        version: Version,
+        /// The sectors.
+        sectors: SectorRange,
+        /// Their data.
+        data: Buffer,
+        /// Their checksums, already verified against `data`.
+        crcs: Crcs,
+        /// Who asked.
+        origin: Origin,
+    },
+    /// Makes sectors read as zeroes and frees their space.
+    Zero {
+        /// The object.
+        object: ObjectId,
+        /// Version the change makes.
+        version: Version,
+        /// The sectors.
+        sectors: SectorRange,
+        /// Who asked.
+        origin: Origin,
+    },
+    /// Removes the object, leaving a tombstone with this version. The tombstone counts in digests and lists.
+    Delete {
+        /// The object.
+        object: ObjectId,
+        /// Version of the tombstone.
+        version: Version,
+        /// Who asked.
+        origin: Origin,
+    },
+    /// Forgets the tombstone, if the object is still deleted at exactly this version; otherwise does nothing.
+    Collect {
+        /// The object.
+        object: ObjectId,
+        /// Version of the tombstone.
+        version: Version,
+    },
+    /// Replaces the whole object by another member's copy. Its version must be above the current one.
+    Restore {
+        /// The object.
+        object: ObjectId,
+        /// Version of the copy.
+        version: Version,
+        /// The copy.
+        content: ObjectContent,
+    },
+    /// Rewrites sectors whose stored data is damaged, with the same content from another member. `version` must *equal*
+    /// the object's current version (else [`Status::Retry`]), and does not change.
+    Repair {
+        /// The object.
+        object: ObjectId,
+        /// Current version.
+        version: Version,
+        /// The sectors.
+        sectors: SectorRange,
+        /// Their data.
+        data: Buffer,
+        /// Their checksums.
+        crcs: Crcs,
+    },
+    /// Completes when everything submitted before is durable past the device's volatile cache.
+    Sync,
+}
+
+impl ShardOp {
+    /// The object concerned; none for a sync.
+    pub fn object(&self) -> Option<&ObjectId> {
+        match self {
+            ShardOp::Read { object, .. }
+            | ShardOp::Fetch { object }
+            | ShardOp::Write { object, .. }
+            | ShardOp::Zero { object, .. }
+            | ShardOp::Delete { object, .. }
+            | ShardOp::Collect { object, .. }
+            | ShardOp::Restore { object, .. }
+            | ShardOp::Repair { object, .. } => Some(object),
+            ShardOp::Sync => None,
+        }
+    }
+
+    /// Whether the op changes the store.
+    pub fn is_mutation(&self) -> bool {
+        !matches!(self, ShardOp::Read { .. } | ShardOp::Fetch { .. } | ShardOp::Sync)
+    }
+}
+
+/// How a [`ShardOp`] ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ShardOutcome {
+    /// A change or sync is durable.
+    Done,
+    /// Sectors read. An object that does not exist has [`Version::NONE`] and reads as zeroes.
+    Read {
+        /// Version of the object at the time.
+        version: Version,
+        /// Data of all sectors asked for.
+        data: Buffer,
+        /// One per sector.
+        crcs: Crcs,
+    },
+    /// The whole object.
+    Fetched {
+        /// Its version.
+        version: Version,
+        /// Its content.
+        content: ObjectContent,
+    },
+    /// The stored data of these sectors does not match its checksum. Nothing of it is handed out.
+    Corrupt {
+        /// Version of the object at the time.
+        version: Version,
+        /// The damaged sectors.
+        sectors: SmallVec<[SectorRange; 2]>,
+    },
+    /// Refused or failed, with no effect.
+    Failed(Status),
+}
+
+/// Head of one object as digests and lists see it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct ObjectHead {
+    /// The object.
+    pub object: ObjectId,
+    /// Its version.
+    pub version: Version,
+    /// Whether it is a tombstone.
+    pub deleted: bool,
+}
+
+/// A run of sectors that do or do not hold data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Allocation {
+    /// Length of the run.
+    pub count: u32,
+    /// Whether the sectors hold data; if not they read as zeroes.
+    pub data: bool,
+}
+
+/// Commutative digest of the objects of one PG: XOR-free sums, one per bucket, so that a change is a subtraction and an
+/// addition. See [`digest_bucket`] and [`digest_hash`].
+pub type Digests = [u64; DIGEST_BUCKETS];
+
+const fn splitmix(mut z: u64) -> u64 {
+    z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The bucket an object's head is summed into.
+pub const fn digest_bucket(object: &ObjectId) -> usize {
+    (splitmix(object.layer.0 ^ splitmix(object.index as u64)) % DIGEST_BUCKETS as u64) as usize
+}
+
+/// What a head adds (wrapping) to its bucket.
+pub const fn digest_hash(head: &ObjectHead) -> u64 {
+    let object = splitmix(head.object.layer.0.wrapping_mul(3) ^ splitmix(head.object.index as u64));
+    splitmix(object ^ head.version.0.rotate_left(17) ^ head.deleted as u64)
+}
+
+/// Set of digest buckets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Buckets(pub [u64; DIGEST_BUCKETS / 64]);
+
+impl Buckets {
+    /// Every bucket.
+    pub const ALL: Buckets = Buckets([u64::MAX; DIGEST_BUCKETS / 64]);
+
+    /// The buckets in which two digests differ.
+    pub fn differing(a: &Digests, b: &Digests) -> Buckets {
+        let mut set = Buckets::default();
+        for bucket in (0..DIGEST_BUCKETS).filter(|&i| a[i] != b[i]) {
+            set.insert(bucket);
+        }
+        set
+    }
+
+    /// Adds a bucket.
+    pub fn insert(&mut self, bucket: usize) {
+        self.0[bucket / 64] |= 1 << (bucket % 64);
+    }
+
+    /// Whether the bucket is in the set.
+    pub fn contains(&self, bucket: usize) -> bool {
+        self.0[bucket / 64] >> (bucket % 64) & 1 == 1
+    }
+
+    /// Whether no bucket is in the set.
+    pub fn is_empty(&self) -> bool {
+        self.0 == [0; DIGEST_BUCKETS / 64]
+    }
+
+    /// The buckets of either set.
+    pub fn union(self, other: Buckets) -> Buckets {
+        Buckets(std::array::from_fn(|i| self.0[i] | other.0[i]))
+    }
+}
+
+/// Space of one store, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Space {
+    /// Data area.
+    pub total: u64,
+    /// Holding data, or waiting to become reusable.
+    pub used: u64,
+    /// Objects, tombstones included.
+    pub objects: u64,
+}
+
+/// What can be asked of a store's memory at once, without I/O. Answers describe the *durable* state: ops submitted but
+/// not completed are not in them.
+pub trait ShardIndex {
+    /// Head of an object; `None` if it was never written or its tombstone was collected.
+    fn head(&self, object: &ObjectId) -> Option<ObjectHead>;
+    /// What is known of a client's request.
+    fn request(&self, client: ClientId, seq: u64) -> RequestState;
+    /// Tells the store that the client has received every answer below `floor`.
+    fn set_floor(&mut self, client: ClientId, floor: u64);
+    /// Which sectors of the range hold data.
+    fn allocation(&self, object: &ObjectId, sectors: SectorRange) -> Vec<Allocation>;
+    /// Declares a pool, so that digests are kept per PG. Computes them for what is stored. Cheap when nothing changed.
+    fn set_pool(&mut self, pool: PoolId, pg_count: u32);
+    /// Digests of a PG of a declared pool; all zero for an empty PG.
+    fn digests(&self, pg: PgId) -> Digests;
+    /// Heads of the objects of a PG of a declared pool that lie in the given buckets, ascending.
+    fn list(&self, pg: PgId, buckets: &Buckets) -> Vec<ObjectHead>;
+    /// Space of the store.
+    fn space(&self) -> Space;
+}
