@@ -67,8 +67,9 @@ impl Epoch {
     }
 }
 
-/// Version of one object: `epoch << 40 | counter`. Any write in a later interval is newer than all before it.
-/// [`Version::NONE`] stands for an object that does not exist.
+/// Version of one object: `epoch << 40 | counter`. The primary counts the changes of a PG from 1 in each interval, so
+/// versions rise over all objects of a PG, over a deletion and re-creation of an object, and any write in a later
+/// interval is newer than all before it. [`Version::NONE`] stands for an object that does not exist.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Version(pub u64);
 
@@ -86,14 +87,9 @@ impl Version {
         Epoch((self.0 >> 40) as u32)
     }
 
-    /// The counter within the object's life; it goes on over epochs.
+    /// The number of the change within the PG's interval.
     pub const fn counter(self) -> u64 {
         self.0 & ((1 << 40) - 1)
-    }
-
-    /// The version of the next write, made in `epoch`.
-    pub const fn successor(self, epoch: Epoch) -> Version {
-        Version::new(epoch, self.counter() + 1)
     }
 }
 
@@ -164,8 +160,7 @@ mod tests {
         let old = Version::new(Epoch(3), (1 << 40) - 2);
         let new = Version::new(Epoch(4), 1);
         assert!(new > old);
-        assert_eq!(old.successor(Epoch(4)).epoch(), Epoch(4));
-        assert_eq!(old.successor(Epoch(4)).counter(), (1 << 40) - 1);
+        assert_eq!((old.epoch(), old.counter()), (Epoch(3), (1 << 40) - 2));
         assert_eq!(Version::new(Epoch::MAX, 5).epoch(), Epoch::MAX);
     }
 }

@@ -6,9 +6,12 @@ pub mod crc;
 pub mod ids;
 pub mod layout;
 pub mod limits;
+pub mod map;
 pub mod shard;
 pub mod status;
+pub mod wire;
 
 pub use ids::{ClientId, Epoch, Incarnation, LayerId, ObjectId, OsdId, PgId, PoolId, Version};
 pub use layout::{LayerRef, SECTOR, SectorRange};
 pub use status::Status;
+pub use uuid::Uuid;

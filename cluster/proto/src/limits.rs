@@ -25,12 +25,20 @@ pub const COMPARE_AND_WRITE_MAX: usize = 64 << 10;
 
 /// Payload of one message. Bytes. A compare-and-write carries two halves, which are far smaller than an object.
 pub const WIRE_PAYLOAD_MAX: usize = BLOCK_SIZE_MAX as usize;
-/// Fixed part of one message, without header and checksum list. Bytes.
-pub const WIRE_BODY_MAX: usize = 256;
-/// Payload that a peer may send before it has introduced itself. Bytes.
-pub const WIRE_PAYLOAD_MAX_BEFORE_HELLO: usize = 0;
+/// Body of one message: fields and lists, without header, checksums and payload. Bytes.
+pub const WIRE_BODY_MAX: usize = 60 << 10;
+/// Body that a peer may send before it has introduced itself; it may not send payload. Bytes.
+pub const WIRE_BODY_MAX_BEFORE_HELLO: usize = 256;
+/// Object heads in one message of a list.
+pub const WIRE_HEADS_MAX: usize = 1024;
+/// Remembered requests that travel with one object in recovery; the newest are kept.
+pub const WIRE_REQUESTS_MAX: usize = 1024;
 /// Time for a new connection to introduce itself. Milliseconds.
 pub const HELLO_TIMEOUT_MS: u64 = 5_000;
+/// An idle connection between daemons or from a client is probed this often. Milliseconds.
+pub const PING_INTERVAL_MS: u64 = 250;
+/// A connection from which nothing came for this long is given up. Milliseconds.
+pub const PING_TIMEOUT_MS: u64 = 3_000;
 
 /// Requests of one client that may be unacknowledged at once: a sequence number may be at most this far above the
 /// client's floor. Fits the 16-bit window of a log entry.

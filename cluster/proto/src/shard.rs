@@ -320,6 +320,8 @@ pub trait ShardIndex {
     fn digests(&self, pg: PgId) -> Digests;
     /// Heads of the objects of a PG of a declared pool that lie in the given buckets, ascending.
     fn list(&self, pg: PgId, buckets: &Buckets) -> Vec<ObjectHead>;
+    /// Tombstones of a PG of a declared pool, ascending.
+    fn tombstones(&self, pg: PgId) -> Vec<ObjectHead>;
     /// Space of the store.
     fn space(&self) -> Space;
 }

@@ -1,0 +1,205 @@
+//! The cluster state as every daemon and client holds it in memory, fed key by key.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use uuid::Uuid;
+
+use super::keys;
+use super::{Activation, Interval, OsdConfig, OsdState, PgMap, PoolConfig};
+use crate::ids::{OsdId, PgId, PoolId};
+
+/// A value or key that breaks the schema.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("{0}")]
+pub struct SchemaError(pub String);
+
+impl SchemaError {
+    /// An error unless `ok`.
+    pub(super) fn check(ok: bool, message: impl FnOnce() -> String) -> Result<(), SchemaError> {
+        if ok { Ok(()) } else { Err(SchemaError(message())) }
+    }
+}
+
+/// Reads a JSON value of the state.
+///
+/// # Errors
+/// The value is not of this type; names the key.
+pub fn parse<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, SchemaError> {
+    serde_json::from_slice(value).map_err(|e| SchemaError(format!("{key} has an invalid value: {e}")))
+}
+
+/// Identity of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ClusterInfo {
+    /// Random, given at creation; in every superblock and every introduction.
+    pub id: Uuid,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Version of this schema.
+    pub schema: u32,
+}
+
+/// What [`ClusterMap::apply`] changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapChange {
+    /// Nothing that is kept here.
+    None,
+    /// The cluster's identity.
+    Cluster,
+    /// A pool.
+    Pool(PoolId),
+    /// Configuration of an OSD.
+    OsdConfig(OsdId),
+    /// Liveness or address of an OSD.
+    Osd(OsdId),
+    /// Interval, activation or history of a PG.
+    Pg(PgId),
+}
+
+/// What daemons and clients know of the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterMap {
+    /// Identity.
+    pub cluster: Option<ClusterInfo>,
+    /// Pools.
+    pub pools: BTreeMap<PoolId, PoolConfig>,
+    /// Configured OSDs.
+    pub osd_configs: BTreeMap<OsdId, OsdConfig>,
+    /// Running OSDs.
+    pub osds: BTreeMap<OsdId, OsdState>,
+    /// Present intervals.
+    pub pgs: BTreeMap<PgId, PgMap>,
+    /// Activation records.
+    pub activations: BTreeMap<PgId, Activation>,
+    /// Past intervals that may have accepted writes.
+    pub histories: BTreeMap<PgId, Vec<Interval>>,
+}
+
+/// Sets or removes an entry.
+fn put<K: Ord + Copy, V>(
+    map: &mut BTreeMap<K, V>,
+    id: K,
+    key: &str,
+    value: Option<&[u8]>,
+    read: impl FnOnce(&[u8]) -> Result<V, SchemaError>,
+) -> Result<(), SchemaError> {
+    match value {
+        Some(bytes) => {
+            let parsed = read(bytes).map_err(|e| SchemaError(format!("{key}: {e}")))?;
+            map.insert(id, parsed);
+        }
+        None => {
+            map.remove(&id);
+        }
+    }
+    Ok(())
+}
+
+fn number(key: &str, text: &str) -> Result<u32, SchemaError> {
+    text.parse().map_err(|_| SchemaError(format!("{key} is not a key of this schema")))
+}
+
+impl ClusterMap {
+    /// Takes one key's new value (`None`: deleted). Keys outside `config/`, `osd/` and `pg/` change nothing.
+    ///
+    /// # Errors
+    /// The key or value breaks the schema; the previous value stays.
+    pub fn apply(&mut self, key: &str, value: Option<&[u8]>) -> Result<MapChange, SchemaError> {
+        if key == keys::CLUSTER {
+            // Losing this key must not change who we are.
+            if let Some(bytes) = value {
+                self.cluster = Some(parse(key, bytes)?);
+            }
+            return Ok(MapChange::Cluster);
+        }
+        if let Some(rest) = key.strip_prefix(keys::CONFIG) {
+            return self.apply_config(key, rest, value);
+        }
+        if let Some(rest) = key.strip_prefix(keys::OSDS) {
+            let id = OsdId(number(key, rest)?);
+            put(&mut self.osds, id, key, value, |v| parse(key, v))?;
+            return Ok(MapChange::Osd(id));
+        }
+        if let Some(rest) = key.strip_prefix(keys::PGS) {
+            return self.apply_pg(key, rest, value);
+        }
+        Ok(MapChange::None)
+    }
+
+    fn apply_config(&mut self, key: &str, rest: &str, value: Option<&[u8]>) -> Result<MapChange, SchemaError> {
+        if let Some(id) = rest.strip_prefix("pool/") {
+            let id = PoolId(number(key, id)?);
+            put(&mut self.pools, id, key, value, |v| {
+                let pool: PoolConfig = parse(key, v)?;
+                pool.validate()?;
+                Ok(pool)
+            })?;
+            return Ok(MapChange::Pool(id));
+        }
+        if let Some(id) = rest.strip_prefix("osd/") {
+            let id = OsdId(number(key, id)?);
+            put(&mut self.osd_configs, id, key, value, |v| {
+                let config: OsdConfig = parse(key, v)?;
+                SchemaError::check(config.weight.is_finite() && config.weight >= 0.0, || {
+                    format!("weight is {}: give a number from 0", config.weight)
+                })?;
+                Ok(config)
+            })?;
+            return Ok(MapChange::OsdConfig(id));
+        }
+        Ok(MapChange::None)
+    }
+
+    fn apply_pg(&mut self, key: &str, rest: &str, value: Option<&[u8]>) -> Result<MapChange, SchemaError> {
+        let parts: Vec<_> = rest.split('/').collect();
+        let [group, pool, index] = parts[..] else {
+            return Err(SchemaError(format!("{key} is not a key of this schema")));
+        };
+        let pg = PgId { pool: PoolId(number(key, pool)?), index: number(key, index)? };
+        match group {
+            "map" => put(&mut self.pgs, pg, key, value, |v| {
+                let map: PgMap = parse(key, v)?;
+                map.validate()?;
+                Ok(map)
+            })?,
+            "activation" => put(&mut self.activations, pg, key, value, |v| parse(key, v))?,
+            "history" => put(&mut self.histories, pg, key, value, |v| parse(key, v))?,
+            _ => return Err(SchemaError(format!("{key} is not a key of this schema"))),
+        }
+        Ok(MapChange::Pg(pg))
+    }
+
+    /// The pool of this name.
+    pub fn pool_by_name(&self, name: &str) -> Option<(PoolId, &PoolConfig)> {
+        self.pools.iter().find(|(_, pool)| pool.name == name).map(|(id, pool)| (*id, pool))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_value_leaves_the_old_one_in_force() {
+        let mut map = ClusterMap::default();
+        let key = keys::pool(PoolId(1));
+        let good = serde_json::to_vec(&PoolConfig::replicated("default", 3)).unwrap();
+        assert_eq!(map.apply(&key, Some(&good)), Ok(MapChange::Pool(PoolId(1))));
+        for bad in [
+            &b"{}"[..],
+            b"not json",
+            br#"{"name":"x","scheme":{"replicated":{"copies":99}},"min-size":1,"pg-count":64,"block-size":1048576}"#,
+        ] {
+            assert!(map.apply(&key, Some(bad)).is_err());
+            assert_eq!(map.pools[&PoolId(1)].width(), 3);
+        }
+        assert!(map.apply("/blockyard/pg/map/1", Some(b"{}")).is_err());
+        assert_eq!(map.apply("/blockyard/image/layer/1", Some(b"{}")), Ok(MapChange::None));
+        assert_eq!(map.apply(&key, None), Ok(MapChange::Pool(PoolId(1))));
+        assert!(map.pools.is_empty());
+    }
+}

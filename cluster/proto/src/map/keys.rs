@@ -1,0 +1,121 @@
+//! Keys of the cluster state, grouped by who watches them.
+//!
+//! | range | watched by |
+//! |---|---|
+//! | `config/` | every daemon and client |
+//! | `osd/` | every daemon and client: addresses, bound to a lease |
+//! | `pg/` | every daemon and client; map, activation and history in one range, because their order matters |
+//! | `image/` | a client watches the single keys of the images it has open |
+//! | `export/` | gateways |
+//! | `gateway/` | the CLI |
+//! | `stats/` | nobody: read on demand |
+
+use crate::ids::{LayerId, OsdId, PgId, PoolId};
+
+/// Prefix of every key.
+pub const ROOT: &str = "/blockyard/";
+/// Configuration.
+pub const CONFIG: &str = "/blockyard/config/";
+/// Identity of the cluster.
+pub const CLUSTER: &str = "/blockyard/config/cluster";
+/// Liveness and addresses of OSDs.
+pub const OSDS: &str = "/blockyard/osd/";
+/// PG maps, activations, history.
+pub const PGS: &str = "/blockyard/pg/";
+/// Images.
+pub const IMAGES: &str = "/blockyard/image/";
+/// Image metadata, by layer.
+pub const LAYERS: &str = "/blockyard/image/layer/";
+/// The highest layer number given out.
+pub const LAST_LAYER: &str = "/blockyard/image/last-layer";
+/// Exports.
+pub const EXPORTS: &str = "/blockyard/export/";
+/// Liveness and addresses of gateways.
+pub const GATEWAYS: &str = "/blockyard/gateway/";
+/// Statistics.
+pub const STATS: &str = "/blockyard/stats/";
+/// The monitor that leads, bound to its lease.
+pub const LEADER: &str = "/blockyard/mon/leader";
+
+/// Configuration of a pool.
+pub fn pool(id: PoolId) -> String {
+    format!("{CONFIG}pool/{id}")
+}
+
+/// Configuration of an OSD.
+pub fn osd_config(id: OsdId) -> String {
+    format!("{CONFIG}osd/{id}")
+}
+
+/// Liveness and address of an OSD.
+pub fn osd(id: OsdId) -> String {
+    format!("{OSDS}{id}")
+}
+
+/// Statistics of an OSD.
+pub fn osd_stats(id: OsdId) -> String {
+    format!("{STATS}osd/{id}")
+}
+
+/// Map of a PG.
+pub fn pg_map(pg: PgId) -> String {
+    format!("{PGS}map/{pg}")
+}
+
+/// Activation record of a PG.
+pub fn pg_activation(pg: PgId) -> String {
+    format!("{PGS}activation/{pg}")
+}
+
+/// Past intervals of a PG.
+pub fn pg_history(pg: PgId) -> String {
+    format!("{PGS}history/{pg}")
+}
+
+/// Metadata of a layer.
+pub fn layer(id: LayerId) -> String {
+    format!("{LAYERS}{id}")
+}
+
+/// Index from pool and image name to the image's top layer. Names are percent-encoded so that any text is one key.
+pub fn image_name(pool: PoolId, name: &str) -> String {
+    format!("{IMAGES}name/{pool}/{}", encode(name))
+}
+
+/// Prefix of the names of a pool's images.
+pub fn image_names(pool: PoolId) -> String {
+    format!("{IMAGES}name/{pool}/")
+}
+
+/// An export.
+pub fn export(name: &str) -> String {
+    format!("{EXPORTS}{}", encode(name))
+}
+
+/// Percent-encodes what could be mistaken for structure.
+pub fn encode(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for c in name.chars() {
+        match c {
+            '%' | '/' | '\0'..=' ' | '\x7f' => {
+                let mut utf8 = [0; 4];
+                for b in c.encode_utf8(&mut utf8).bytes() {
+                    out.push_str(&format!("%{b:02X}"));
+                }
+            }
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_escape_their_key() {
+        assert_eq!(image_name(PoolId(1), "a/b c%"), "/blockyard/image/name/1/a%2Fb%20c%25");
+        assert_eq!(encode("größe-1.img"), "größe-1.img");
+    }
+}

@@ -1,0 +1,17 @@
+//! The schema of the cluster state: which keys there are, what their JSON values mean, and what a value must satisfy.
+//!
+//! Everything lives under [`keys::ROOT`]. A value that breaks its schema is refused by the CLI and ignored, with a loud
+//! error, by daemons ([`ClusterMap::apply`] leaves the previous value in force).
+
+mod cluster;
+mod image;
+pub mod keys;
+mod osd;
+mod pg;
+mod pool;
+
+pub use cluster::{ClusterInfo, ClusterMap, MapChange, SchemaError, parse};
+pub use image::{ExportConfig, ImageMeta, ImageName};
+pub use osd::{GatewayState, OsdConfig, OsdState, OsdStats};
+pub use pg::{Activation, Interval, Member, PgMap};
+pub use pool::{PoolConfig, Scheme};

@@ -1,0 +1,327 @@
+//! A primary's operation on a member's shard, and the answer.
+
+use buffer::Buffer;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::DecodeError;
+use super::codec::{Reader, put};
+use super::frame::Payload;
+use crate::crc::Crcs;
+use crate::ids::{ClientId, Epoch, LayerId, ObjectId, PgId, PoolId, Version};
+use crate::layout::{SECTOR, SectorRange};
+use crate::limits::{BLOCK_SIZE_MAX, SECTORS_PER_OBJECT_MAX, WIRE_REQUESTS_MAX};
+use crate::shard::{AppliedRequest, ObjectContent, Origin, ShardOp, ShardOutcome};
+use crate::status::Status;
+
+/// An operation on the receiver's shard. Accepted only in the PG's current epoch and peering round.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SubRequest {
+    /// Comes back with the answer.
+    pub id: u64,
+    /// The PG.
+    pub pg: PgId,
+    /// The interval.
+    pub epoch: Epoch,
+    /// The peering round within the interval.
+    pub round: u32,
+    /// What to do.
+    pub op: ShardOp,
+}
+
+/// The member's answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SubReply {
+    /// The request's.
+    pub id: u64,
+    /// How it ended.
+    pub outcome: ShardOutcome,
+    /// Bytes free in the member's store, for the primary's admission.
+    pub free_bytes: u64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawSub {
+    op: u8,
+    deleted: u8,
+    reserved: [u8; 2],
+    pool: U32,
+    pg: U32,
+    epoch: U32,
+    round: U32,
+    index: U32,
+    lineage: U64,
+    layer: U64,
+    start: U32,
+    count: U32,
+    version: U64,
+    client: U64,
+    seq: U64,
+    floor: U64,
+    extents: U32,
+    requests: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawSubReply {
+    kind: u8,
+    deleted: u8,
+    status: U16,
+    extents: U32,
+    version: U64,
+    free_bytes: U64,
+    requests: U32,
+    reserved: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawRange {
+    start: U32,
+    count: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawApplied {
+    client: U64,
+    seq: U64,
+    version: U64,
+}
+
+const _: () = assert!(size_of::<RawSub>() == 88 && size_of::<RawSubReply>() == 32);
+
+fn put_ranges(out: &mut Vec<u8>, ranges: &[SectorRange]) {
+    for range in ranges {
+        put(out, &RawRange { start: range.start.into(), count: range.count.into() });
+    }
+}
+
+fn put_requests(out: &mut Vec<u8>, requests: &[AppliedRequest]) {
+    for request in requests {
+        put(
+            out,
+            &RawApplied { client: request.client.0.into(), seq: request.seq.into(), version: request.version.0.into() },
+        );
+    }
+}
+
+/// Ascending, disjoint, inside the largest object.
+fn read_ranges(r: &mut Reader<'_>, count: u32) -> Result<Vec<SectorRange>, DecodeError> {
+    let raw = r.list::<RawRange>(count, SECTORS_PER_OBJECT_MAX as usize, "extents")?;
+    let mut end = 0;
+    let mut ranges = Vec::with_capacity(raw.len());
+    for range in raw {
+        let range = SectorRange::new(range.start.get(), range.count.get());
+        if !range.is_valid(BLOCK_SIZE_MAX) || range.start < end {
+            return Err(r.error("extent"));
+        }
+        end = range.end();
+        ranges.push(range);
+    }
+    Ok(ranges)
+}
+
+fn read_content(
+    r: &mut Reader<'_>,
+    deleted: bool,
+    counts: (u32, u32),
+    data: Buffer,
+    crcs: Crcs,
+) -> Result<ObjectContent, DecodeError> {
+    let extents = read_ranges(r, counts.0)?;
+    let sectors: u32 = extents.iter().map(|e| e.count).sum();
+    if data.len() != sectors as usize * SECTOR || (deleted && !extents.is_empty()) {
+        return Err(r.error("content of object"));
+    }
+    let requests = r
+        .list::<RawApplied>(counts.1, WIRE_REQUESTS_MAX, "requests")?
+        .iter()
+        .map(|a| AppliedRequest {
+            client: ClientId(a.client.get()),
+            seq: a.seq.get(),
+            version: Version(a.version.get()),
+        })
+        .collect();
+    Ok(ObjectContent { deleted, extents, data, crcs, requests })
+}
+
+fn code(op: &ShardOp) -> u8 {
+    match op {
+        ShardOp::Read { .. } => 1,
+        ShardOp::Fetch { .. } => 2,
+        ShardOp::Write { .. } => 3,
+        ShardOp::Zero { .. } => 4,
+        ShardOp::Delete { .. } => 5,
+        ShardOp::Collect { .. } => 6,
+        ShardOp::Restore { .. } => 7,
+        ShardOp::Repair { .. } => 8,
+        ShardOp::Sync => 9,
+    }
+}
+
+/// The newest remembered requests of an object, as many as travel.
+fn travelling(requests: &[AppliedRequest]) -> &[AppliedRequest] {
+    &requests[requests.len().saturating_sub(WIRE_REQUESTS_MAX)..]
+}
+
+impl SubRequest {
+    pub(super) fn put(&self, out: &mut Vec<u8>) -> Payload<'_> {
+        let (sectors, version, origin) = match &self.op {
+            ShardOp::Read { sectors, .. } => (*sectors, Version::NONE, Origin::NONE),
+            ShardOp::Write { sectors, version, origin, .. } | ShardOp::Zero { sectors, version, origin, .. } => {
+                (*sectors, *version, *origin)
+            }
+            ShardOp::Delete { version, origin, .. } => (SectorRange::new(0, 0), *version, *origin),
+            ShardOp::Repair { sectors, version, .. } => (*sectors, *version, Origin::NONE),
+            ShardOp::Restore { version, .. } | ShardOp::Collect { version, .. } => {
+                (SectorRange::new(0, 0), *version, Origin::NONE)
+            }
+            ShardOp::Fetch { .. } | ShardOp::Sync => (SectorRange::new(0, 0), Version::NONE, Origin::NONE),
+        };
+        let object = self.op.object().copied().unwrap_or(ObjectId {
+            pool: self.pg.pool,
+            lineage: LayerId(0),
+            layer: LayerId(0),
+            index: 0,
+        });
+        let content = match &self.op {
+            ShardOp::Restore { content, .. } => Some(content),
+            _ => None,
+        };
+        put(
+            out,
+            &RawSub {
+                op: code(&self.op),
+                deleted: content.is_some_and(|c| c.deleted).into(),
+                reserved: [0; 2],
+                pool: self.pg.pool.0.into(),
+                pg: self.pg.index.into(),
+                epoch: self.epoch.0.into(),
+                round: self.round.into(),
+                index: object.index.into(),
+                lineage: object.lineage.0.into(),
+                layer: object.layer.0.into(),
+                start: sectors.start.into(),
+                count: sectors.count.into(),
+                version: version.0.into(),
+                client: origin.client.0.into(),
+                seq: origin.seq.into(),
+                floor: origin.floor.into(),
+                extents: content.map_or(0, |c| c.extents.len() as u32).into(),
+                requests: content.map_or(0, |c| travelling(&c.requests).len() as u32).into(),
+            },
+        );
+        if let Some(content) = content {
+            put_ranges(out, &content.extents);
+            put_requests(out, travelling(&content.requests));
+        }
+        match &self.op {
+            ShardOp::Write { data, crcs, .. } | ShardOp::Repair { data, crcs, .. } => Some((data, crcs)),
+            ShardOp::Restore { content, .. } => Some((&content.data, &content.crcs)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn read(id: u64, r: &mut Reader<'_>, data: Buffer, crcs: Crcs) -> Result<Self, DecodeError> {
+        let raw: &RawSub = r.take("shard operation")?;
+        let pool = PoolId(raw.pool.get());
+        let object = ObjectId {
+            pool,
+            lineage: LayerId(raw.lineage.get()),
+            layer: LayerId(raw.layer.get()),
+            index: raw.index.get(),
+        };
+        let version = Version(raw.version.get());
+        let sectors = SectorRange::new(raw.start.get(), raw.count.get());
+        let origin = Origin { client: ClientId(raw.client.get()), seq: raw.seq.get(), floor: raw.floor.get() };
+        if matches!(raw.op, 1 | 3 | 4 | 8) && !sectors.is_valid(BLOCK_SIZE_MAX) {
+            return Err(r.error("sector range"));
+        }
+        let expected = if matches!(raw.op, 3 | 8) { sectors.bytes() } else { 0 };
+        if raw.op != 7 && data.len() != expected {
+            return Err(r.error("payload length"));
+        }
+        let op = match raw.op {
+            1 => ShardOp::Read { object, sectors },
+            2 => ShardOp::Fetch { object },
+            3 => ShardOp::Write { object, version, sectors, data, crcs, origin },
+            4 => ShardOp::Zero { object, version, sectors, origin },
+            5 => ShardOp::Delete { object, version, origin },
+            6 => ShardOp::Collect { object, version },
+            7 => {
+                let counts = (raw.extents.get(), raw.requests.get());
+                let content = read_content(r, raw.deleted != 0, counts, data, crcs)?;
+                ShardOp::Restore { object, version, content }
+            }
+            8 => ShardOp::Repair { object, version, sectors, data, crcs },
+            9 => ShardOp::Sync,
+            _ => return Err(r.error("shard operation code")),
+        };
+        let pg = PgId { pool, index: raw.pg.get() };
+        Ok(SubRequest { id, pg, epoch: Epoch(raw.epoch.get()), round: raw.round.get(), op })
+    }
+}
+
+impl SubReply {
+    pub(super) fn put(&self, out: &mut Vec<u8>) -> Payload<'_> {
+        let mut raw = RawSubReply {
+            kind: 0,
+            deleted: 0,
+            status: 0.into(),
+            extents: 0.into(),
+            version: 0.into(),
+            free_bytes: self.free_bytes.into(),
+            requests: 0.into(),
+            reserved: 0.into(),
+        };
+        match &self.outcome {
+            ShardOutcome::Done => {}
+            ShardOutcome::Read { version, data, crcs } => {
+                (raw.kind, raw.version) = (1, version.0.into());
+                put(out, &raw);
+                return Some((data, crcs));
+            }
+            ShardOutcome::Fetched { version, content } => {
+                (raw.kind, raw.version) = (2, version.0.into());
+                raw.deleted = content.deleted.into();
+                raw.extents = (content.extents.len() as u32).into();
+                raw.requests = (travelling(&content.requests).len() as u32).into();
+                put(out, &raw);
+                put_ranges(out, &content.extents);
+                put_requests(out, travelling(&content.requests));
+                return Some((&content.data, &content.crcs));
+            }
+            ShardOutcome::Corrupt { version, sectors } => {
+                (raw.kind, raw.version) = (3, version.0.into());
+                raw.extents = (sectors.len() as u32).into();
+                put(out, &raw);
+                put_ranges(out, sectors);
+                return None;
+            }
+            ShardOutcome::Failed(status) => (raw.kind, raw.status) = (4, (*status as u16).into()),
+        }
+        put(out, &raw);
+        None
+    }
+
+    pub(super) fn read(id: u64, r: &mut Reader<'_>, data: Buffer, crcs: Crcs) -> Result<Self, DecodeError> {
+        let raw: &RawSubReply = r.take("shard outcome")?;
+        let version = Version(raw.version.get());
+        let outcome = match raw.kind {
+            0 => ShardOutcome::Done,
+            1 => ShardOutcome::Read { version, data, crcs },
+            2 => {
+                let counts = (raw.extents.get(), raw.requests.get());
+                let content = read_content(r, raw.deleted != 0, counts, data, crcs)?;
+                ShardOutcome::Fetched { version, content }
+            }
+            3 => ShardOutcome::Corrupt { version, sectors: read_ranges(r, raw.extents.get())?.into() },
+            4 => ShardOutcome::Failed(Status::from_u16(raw.status.get()).ok_or_else(|| r.error("status"))?),
+            _ => return Err(r.error("shard outcome kind")),
+        };
+        Ok(SubReply { id, outcome, free_bytes: raw.free_bytes.get() })
+    }
+}

@@ -1,0 +1,208 @@
+//! Every message survives the wire at any fragmentation; nothing else gets through.
+
+use buffer::Buffer;
+use cluster_proto::crc::sector_crcs;
+use cluster_proto::ids::*;
+use cluster_proto::layout::{SECTOR, SectorRange};
+use cluster_proto::shard::*;
+use cluster_proto::status::Status;
+use cluster_proto::wire::*;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+fn hello() -> Message {
+    Message::Hello(Hello {
+        protocol: PROTOCOL,
+        cluster: Uuid::from_u128(7),
+        role: Role::Client(ClientId(9)),
+        incarnation: Incarnation(3),
+        target: OsdId(2),
+    })
+}
+
+fn object() -> ObjectId {
+    ObjectId { pool: PoolId(1), lineage: LayerId(4), layer: LayerId(5), index: 6 }
+}
+
+fn filled(sectors: usize, seed: u8) -> (Buffer, cluster_proto::crc::Crcs) {
+    let bytes: Vec<u8> = (0..sectors * SECTOR).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect();
+    (Buffer::copy_of(&bytes), sector_crcs(&bytes))
+}
+
+/// One of each kind, with every field set to something telling.
+fn samples() -> Vec<Message> {
+    let pg = PgId { pool: PoolId(1), index: 3 };
+    let query = PeerQuery { pg, epoch: Epoch(4), round: 2 };
+    let version = Version::new(Epoch(4), 77);
+    let origin = Origin { client: ClientId(9), seq: 100, floor: 90 };
+    let (data, crcs) = filled(2, 1);
+    let content = ObjectContent {
+        deleted: false,
+        extents: vec![SectorRange::new(0, 1), SectorRange::new(9, 1)],
+        data: data.clone(),
+        crcs: crcs.clone(),
+        requests: vec![AppliedRequest { client: ClientId(9), seq: 5, version }],
+    };
+    let two = SectorRange::new(3, 2);
+    let one = SectorRange::new(3, 1);
+    let request = |op| Message::Request(Request { seq: 100, floor: 90, epoch: Epoch(4), pg: 3, object: object(), op });
+    let reply = |body| Message::Reply(Reply { seq: 100, status: Status::Ok, version, body });
+    let sub = |op| Message::SubRequest(SubRequest { id: 8, pg, epoch: Epoch(4), round: 2, op });
+    let outcome = |outcome| Message::SubReply(SubReply { id: 8, outcome, free_bytes: 1 << 40 });
+    let object = object();
+    vec![
+        Message::Welcome(Hello {
+            protocol: PROTOCOL,
+            cluster: Uuid::from_u128(7),
+            role: Role::Osd(OsdId(2)),
+            incarnation: Incarnation(4),
+            target: OsdId(2),
+        }),
+        Message::Refuse(Refusal::Cluster),
+        Message::Ping,
+        Message::Pong,
+        request(RequestOp::Read(two)),
+        request(RequestOp::Write { sectors: two, data: data.clone(), crcs: crcs.clone() }),
+        request(RequestOp::Zero(two)),
+        request(RequestOp::CompareAndWrite { sectors: one, data: data.clone(), crcs: crcs.clone() }),
+        request(RequestOp::Delete),
+        request(RequestOp::Sync),
+        request(RequestOp::Allocation(two)),
+        reply(ReplyBody::Empty),
+        reply(ReplyBody::Data { data: data.clone(), crcs: crcs.clone() }),
+        reply(ReplyBody::Allocation(vec![Allocation { count: 4, data: true }, Allocation { count: 1, data: false }])),
+        sub(ShardOp::Read { object, sectors: two }),
+        sub(ShardOp::Fetch { object }),
+        sub(ShardOp::Write { object, version, sectors: two, data: data.clone(), crcs: crcs.clone(), origin }),
+        sub(ShardOp::Zero { object, version, sectors: two, origin }),
+        sub(ShardOp::Delete { object, version, origin }),
+        sub(ShardOp::Collect { object, version }),
+        sub(ShardOp::Restore { object, version, content: content.clone() }),
+        sub(ShardOp::Repair { object, version, sectors: two, data: data.clone(), crcs: crcs.clone() }),
+        sub(ShardOp::Sync),
+        outcome(ShardOutcome::Done),
+        outcome(ShardOutcome::Read { version, data, crcs }),
+        outcome(ShardOutcome::Fetched { version, content }),
+        outcome(ShardOutcome::Corrupt { version, sectors: [two].into_iter().collect() }),
+        outcome(ShardOutcome::Failed(Status::NoSpace)),
+        Message::PeerQuery(query),
+        Message::PeerInfo(PeerInfo { query, digests: Box::new(std::array::from_fn(|i| i as u64)), free_bytes: 5 }),
+        Message::PeerList(PeerList { query, buckets: Buckets([1, 2, 3, 4]) }),
+        Message::PeerObjects(PeerObjects {
+            query,
+            more: true,
+            heads: vec![ObjectHead { object, version, deleted: true }],
+        }),
+    ]
+}
+
+fn to_bytes(messages: &[Message]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for message in messages {
+        if let Some(payload) = encode(message, &mut out) {
+            out.extend_from_slice(&payload);
+        }
+    }
+    out
+}
+
+fn decode_in(chunks: impl Iterator<Item = Vec<u8>>) -> Result<Vec<Message>, DecodeError> {
+    let mut decoder = Decoder::new();
+    let mut got = Vec::new();
+    for chunk in chunks {
+        let mut input = &chunk[..];
+        while let Some(message) = decoder.decode(&mut input)? {
+            got.push(message);
+        }
+        assert!(input.is_empty(), "a decoder that wants more has taken everything");
+    }
+    Ok(got)
+}
+
+fn conversation() -> Vec<Message> {
+    let mut all = vec![hello()];
+    all.extend(samples());
+    all
+}
+
+#[test]
+fn every_message_survives_whole_and_byte_by_byte() {
+    let all = conversation();
+    let bytes = to_bytes(&all);
+    assert_eq!(decode_in([bytes.clone()].into_iter()).unwrap(), all);
+    assert_eq!(decode_in(bytes.chunks(1).map(<[u8]>::to_vec)).unwrap(), all);
+}
+
+#[test]
+fn nothing_large_is_taken_from_a_stranger() {
+    for message in samples().iter().filter(|m| !matches!(m, Message::Welcome(_))) {
+        let bytes = to_bytes(std::slice::from_ref(message));
+        if bytes.len() > 512 {
+            assert!(decode_in([bytes].into_iter()).is_err(), "{message:?}");
+        }
+    }
+}
+
+#[test]
+fn any_flipped_bit_is_noticed() {
+    let bytes = to_bytes(&conversation());
+    // Every byte of all heads and a sample of the payload bytes.
+    for at in (0..bytes.len()).filter(|i| i % 97 == 0 || *i < 2000) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 1 << (at % 8);
+        match decode_in([damaged].into_iter()) {
+            Err(_) => {}
+            // A length that grew makes the decoder wait for more: then it has not delivered everything.
+            Ok(got) => assert!(got.len() < conversation().len(), "byte {at} was changed unnoticed"),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_fragmentation_gives_the_same_messages(cuts in prop::collection::vec(1usize..6000, 1..400)) {
+        let all = conversation();
+        let bytes = to_bytes(&all);
+        let mut rest = &bytes[..];
+        let mut chunks = Vec::new();
+        let mut cuts = cuts.into_iter().cycle();
+        while !rest.is_empty() {
+            let n = cuts.next().unwrap_or(1).min(rest.len());
+            chunks.push(rest[..n].to_vec());
+            rest = &rest[n..];
+        }
+        prop_assert_eq!(decode_in(chunks.into_iter()).unwrap(), all);
+    }
+
+    #[test]
+    fn noise_never_panics(noise in prop::collection::vec(any::<u8>(), 0..2000), introduced: bool) {
+        let mut stream = if introduced { to_bytes(&[hello()]) } else { Vec::new() };
+        stream.extend_from_slice(b"BYD1");
+        stream.extend_from_slice(&noise);
+        let _ = decode_in([stream].into_iter());
+    }
+
+    /// Bodies with valid checksums but arbitrary content: what a hostile peer sends.
+    #[test]
+    fn hostile_bodies_never_panic(kind in 1u8..40, body in prop::collection::vec(any::<u8>(), 0..40), sectors in 0usize..3) {
+        let mut head = vec![0u8; HEADER_LEN];
+        head[..4].copy_from_slice(&MAGIC);
+        head[4] = kind;
+        let body_len = body.len() * 8;
+        head[6..8].copy_from_slice(&(body_len as u16).to_le_bytes());
+        head[8..12].copy_from_slice(&((sectors * SECTOR) as u32).to_le_bytes());
+        for b in body {
+            head.extend_from_slice(&[b, 0, 0, 0, b & 3, 0, 0, 0]);
+        }
+        let (data, crcs) = filled(sectors, 3);
+        for crc in crcs {
+            head.extend_from_slice(&crc.to_le_bytes());
+        }
+        let crc = cluster_proto::crc::crc32c(&head);
+        head[12..16].copy_from_slice(&crc.to_le_bytes());
+        head.extend_from_slice(&data);
+        let _ = decode_in([to_bytes(&[hello()]), head].into_iter());
+    }
+}
