@@ -6,6 +6,7 @@ pub mod crc;
 pub mod ids;
 pub mod layout;
 pub mod limits;
+pub mod link;
 pub mod map;
 pub mod shard;
 pub mod status;
