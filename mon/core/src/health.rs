@@ -1,0 +1,221 @@
+//! How the cluster is: the state of each PG and OSD, sums, and what is wrong. One judgement for `blockyard status`, for
+//! metrics, and for whoever waits until everything is served.
+
+use std::collections::BTreeMap;
+
+use cluster_proto::map::{ClusterMap, OsdStats, PgMap, PoolConfig};
+use cluster_proto::{OsdId, PgId, PoolId};
+use serde::Serialize;
+
+use crate::plan::plan;
+use crate::problem::{Problem, ProblemCode, count, list};
+
+/// Share of an OSD's space above which it counts as nearly full. Percent.
+pub const NEARLY_FULL_PERCENT: u64 = 85;
+
+/// What a PG does, as the cluster state shows it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PgState {
+    /// Serves: its present interval is activated and all members run.
+    Active,
+    /// All members run, the primary has not activated the interval yet.
+    Peering,
+    /// A member does not run, or its restart is not yet in the map. Clients wait.
+    Offline,
+    /// The pool's configuration asks for it, but it is not created yet.
+    Creating,
+}
+
+/// State of a PG that has a map.
+pub fn pg_state(map: &ClusterMap, pg: PgId, present: &PgMap) -> PgState {
+    let runs = |m: &cluster_proto::map::Member| map.osds.get(&m.osd).is_some_and(|o| o.incarnation == m.incarnation);
+    if !present.acting.iter().all(runs) {
+        PgState::Offline
+    } else if map.activations.get(&pg).is_some_and(|a| a.epoch == present.epoch && a.acting == present.acting) {
+        PgState::Active
+    } else {
+        PgState::Peering
+    }
+}
+
+/// PGs by state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PgCounts {
+    /// All that should exist.
+    pub total: usize,
+    /// In [`PgState::Active`].
+    pub active: usize,
+    /// In [`PgState::Peering`].
+    pub peering: usize,
+    /// In [`PgState::Offline`].
+    pub offline: usize,
+    /// In [`PgState::Creating`].
+    pub creating: usize,
+}
+
+impl PgCounts {
+    /// Counts the PGs of one pool.
+    pub fn of_pool(map: &ClusterMap, id: PoolId, config: Option<&PoolConfig>) -> Self {
+        let mut counts = PgCounts::default();
+        let all = PgId { pool: id, index: 0 }..=PgId { pool: id, index: u32::MAX };
+        for (pg, present) in map.pgs.range(all) {
+            counts.add(pg_state(map, *pg, present), 1);
+        }
+        let wanted = config.map_or(0, |pool| pool.pg_count as usize);
+        counts.add(PgState::Creating, wanted.saturating_sub(counts.total));
+        counts
+    }
+
+    fn add(&mut self, state: PgState, n: usize) {
+        self.total += n;
+        match state {
+            PgState::Active => self.active += n,
+            PgState::Peering => self.peering += n,
+            PgState::Offline => self.offline += n,
+            PgState::Creating => self.creating += n,
+        }
+    }
+
+    fn sum(self, other: PgCounts) -> PgCounts {
+        PgCounts {
+            total: self.total + other.total,
+            active: self.active + other.active,
+            peering: self.peering + other.peering,
+            offline: self.offline + other.offline,
+            creating: self.creating + other.creating,
+        }
+    }
+
+    /// Whether every PG serves.
+    pub fn is_all_active(&self) -> bool {
+        self.active == self.total
+    }
+}
+
+/// Judgement in one word.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Nothing is wrong.
+    Ok,
+    /// All data is served, something needs attention.
+    Warning,
+    /// Some data is not served.
+    Error,
+}
+
+/// OSDs in numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct OsdCounts {
+    /// Configured or running.
+    pub total: usize,
+    /// Running.
+    pub up: usize,
+    /// Configured with weight: they get data.
+    #[serde(rename = "in")]
+    pub within: usize,
+}
+
+/// Health of a cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Health {
+    /// The worst of the problems.
+    pub verdict: Verdict,
+    /// What is wrong; errors first.
+    pub problems: Vec<Problem>,
+    /// PGs of all pools.
+    pub pgs: PgCounts,
+    /// OSDs.
+    pub osds: OsdCounts,
+}
+
+/// Judges a cluster by its map and the statistics of its OSDs.
+pub fn health(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>) -> Health {
+    let mut pools: BTreeMap<PoolId, Option<&PoolConfig>> = map.pgs.keys().map(|pg| (pg.pool, None)).collect();
+    pools.extend(map.pools.iter().map(|(id, pool)| (*id, Some(pool))));
+    let counts = pools.iter().map(|(id, pool)| PgCounts::of_pool(map, *id, *pool));
+    let pgs = counts.fold(PgCounts::default(), PgCounts::sum);
+    let mut problems = plan(map).problems;
+    judge_osds(map, &mut problems);
+    judge_pgs(&pgs, &mut problems);
+    for (osd, stats) in stats {
+        judge_stats(*osd, stats, &mut problems);
+    }
+    problems.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.code.cmp(&b.code)));
+    let verdict = match problems.first().map(|p| p.severity) {
+        None => Verdict::Ok,
+        Some(crate::Severity::Warning) => Verdict::Warning,
+        Some(crate::Severity::Error) => Verdict::Error,
+    };
+    Health { verdict, problems, pgs, osds: count_osds(map) }
+}
+
+fn count_osds(map: &ClusterMap) -> OsdCounts {
+    let unconfigured = map.osds.keys().filter(|osd| !map.osd_configs.contains_key(osd)).count();
+    OsdCounts {
+        total: map.osd_configs.len() + unconfigured,
+        up: map.osds.len(),
+        within: map.osd_configs.values().filter(|config| config.weight > 0.0).count(),
+    }
+}
+
+fn judge_osds(map: &ClusterMap, problems: &mut Vec<Problem>) {
+    let down: Vec<_> = map.osd_configs.keys().filter(|osd| !map.osds.contains_key(osd)).collect();
+    if !down.is_empty() {
+        let message = format!("{} down ({}): start them again", count(down.len(), "OSD"), list(down));
+        problems.push(Problem::new(ProblemCode::OsdDown, message));
+    }
+    let strange: Vec<_> = map.osds.keys().filter(|osd| !map.osd_configs.contains_key(osd)).collect();
+    if !strange.is_empty() {
+        let message = format!(
+            "{} without configuration ({}) get no data: set their weight with 'blockyard config set osd/ID'",
+            count(strange.len(), "running OSD"),
+            list(strange)
+        );
+        problems.push(Problem::new(ProblemCode::OsdNotConfigured, message));
+    }
+}
+
+fn judge_pgs(pgs: &PgCounts, problems: &mut Vec<Problem>) {
+    if pgs.offline > 0 {
+        let message = format!(
+            "{} of {} cannot serve because a member does not run or has just been restarted: reads and writes there wait",
+            count(pgs.offline, "PG"),
+            pgs.total
+        );
+        problems.push(Problem::new(ProblemCode::PgOffline, message));
+    }
+    if pgs.peering > 0 {
+        let message =
+            format!("{} of {} are about to serve: reads and writes there wait", count(pgs.peering, "PG"), pgs.total);
+        problems.push(Problem::new(ProblemCode::PgPeering, message));
+    }
+}
+
+fn judge_stats(osd: OsdId, stats: &OsdStats, problems: &mut Vec<Problem>) {
+    if stats.crc_errors > 0 {
+        let message = format!(
+            "osd {osd} found {} whose data did not match its checksum since it started and repaired {}: if the number \
+             grows, replace its device",
+            count(stats.crc_errors as usize, "sector"),
+            stats.repaired_sectors
+        );
+        problems.push(Problem::new(ProblemCode::CrcErrors, message));
+    }
+    if stats.io_errors > 0 {
+        let message = format!(
+            "osd {osd} had {} since it started: look at the system log and replace its device",
+            count(stats.io_errors as usize, "device error")
+        );
+        problems.push(Problem::new(ProblemCode::IoErrors, message));
+    }
+    let (used, total) = (u128::from(stats.space.used), u128::from(stats.space.total));
+    if total > 0 && used * 100 >= total * u128::from(NEARLY_FULL_PERCENT) {
+        let message = format!("osd {osd} is {}% full: add OSDs or remove images", used * 100 / total);
+        problems.push(Problem::new(ProblemCode::OsdNearlyFull, message));
+    }
+}
