@@ -57,9 +57,9 @@ impl From<u32> for OptionKind {
             6 => Self::Info,
             7 => Self::Go,
             8 => Self::StructuredReply,
-            10 => Self::ListMetaContext,
-            11 => Self::SetMetaContext,
-            12 => Self::ExtendedHeaders,
+            9 => Self::ListMetaContext,
+            10 => Self::SetMetaContext,
+            11 => Self::ExtendedHeaders,
             _ => Self::Unknown,
         }
     }
