@@ -1,0 +1,25 @@
+//! What an OSD decides, without sockets, files, threads or a clock.
+//!
+//! [`Osd`] is fed with messages, store outcomes, pieces of the cluster state and the time; it is drained of [`Output`]s.
+//! It does not know the store: a local copy is just another member of the PG, whose operations the driver hands to
+//! `blockstore` instead of the network, and what it needs to know at once it asks through
+//! [`ShardIndex`](cluster_proto::shard::ShardIndex).
+//!
+//! - [`request`](mod@request): a client's request comes in, waits for its PG and its object, is answered;
+//! - [`write`](mod@write), [`read`](mod@read), [`compare`](mod@compare), [`sync`](mod@sync): what the primary does;
+//! - [`secondary`](mod@secondary): what a member does for a primary;
+//! - [`pg`]: state, locks, peering and recovery of a placement group.
+
+mod compare;
+mod links;
+mod op;
+mod osd;
+mod pg;
+mod read;
+mod request;
+mod secondary;
+mod sync;
+mod write;
+
+pub use osd::{Osd, OsdOptions, Output};
+pub use pg::PgSummary;

@@ -1,0 +1,65 @@
+//! Connections of an OSD: those it keeps to the members of the PGs it leads, and those that clients and primaries made.
+
+use std::collections::BTreeMap;
+
+use cluster_proto::ids::{ClientId, Incarnation, OsdId};
+use cluster_proto::limits::{HELLO_TIMEOUT_MS, PING_TIMEOUT_MS};
+use cluster_proto::link::{LinkId, Millis, Outgoing};
+
+/// Who made a connection to us.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Caller {
+    /// Not introduced yet.
+    Unknown {
+        deadline: Millis,
+    },
+    Client(ClientId),
+    Osd(OsdId, Incarnation),
+}
+
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub caller: Caller,
+    pub heard: Millis,
+}
+
+#[derive(Default)]
+pub(crate) struct Links {
+    last: u64,
+    pub incoming: BTreeMap<LinkId, Incoming>,
+    pub outgoing: BTreeMap<OsdId, Outgoing>,
+}
+
+impl Links {
+    pub fn fresh(&mut self) -> LinkId {
+        self.last += 1;
+        LinkId(self.last)
+    }
+
+    pub fn accept(&mut self, now: Millis) -> LinkId {
+        let link = self.fresh();
+        let caller = Caller::Unknown { deadline: now + HELLO_TIMEOUT_MS };
+        self.incoming.insert(link, Incoming { caller, heard: now });
+        link
+    }
+
+    /// The OSD to which we opened this connection.
+    pub fn outgoing_by_link(&mut self, link: LinkId) -> Option<&mut Outgoing> {
+        self.outgoing.values_mut().find(|out| out.link() == Some(link))
+    }
+
+    /// Our introduced connection to an OSD, if it is in this run.
+    pub fn ready(&self, osd: OsdId, incarnation: Incarnation) -> Option<LinkId> {
+        let (link, run) = self.outgoing.get(&osd)?.ready()?;
+        (run == incarnation).then_some(link)
+    }
+
+    /// Incoming connections that never introduced themselves or fell silent.
+    pub fn expired(&self, now: Millis) -> Vec<LinkId> {
+        let is_expired = |incoming: &Incoming| match incoming.caller {
+            Caller::Unknown { deadline } => deadline <= now,
+            Caller::Client(_) | Caller::Osd(..) => incoming.heard + 2 * PING_TIMEOUT_MS <= now,
+        };
+        self.incoming.iter().filter(|(_, i)| is_expired(i)).map(|(link, _)| *link).collect()
+    }
+}

@@ -1,0 +1,475 @@
+//! The OSD core: its inputs and outputs, its tables, and the dispatch of what comes in.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use cluster_proto::ids::{ClientId, Incarnation, OsdId, PgId};
+use cluster_proto::link::{Identity, LinkAction, LinkId, Millis};
+use cluster_proto::map::{ClusterMap, MapChange, Member, OsdStats, SchemaError};
+use cluster_proto::shard::{ShardIndex, ShardOp, ShardOutcome};
+use cluster_proto::wire::{Hello, Message, PROTOCOL, Refusal, Role, SubReply};
+use cluster_proto::{Epoch, Uuid};
+use rustc_hash::FxBuildHasher;
+
+use crate::links::{Caller, Links};
+use crate::op::{Kind, Local, Op, OpId, Ops};
+use crate::pg::{Pg, PgSummary};
+use crate::secondary::HeldQuery;
+
+/// How often [`Osd::handle_timeout`] wants to be called. Milliseconds.
+const TICK_MS: u64 = 100;
+
+/// What an OSD is told about itself at start.
+#[derive(Clone, Copy, Debug)]
+pub struct OsdOptions {
+    /// Its number.
+    pub id: OsdId,
+    /// Its cluster.
+    pub cluster: Uuid,
+    /// This run: random.
+    pub incarnation: Incarnation,
+}
+
+/// What the core asks of its driver. To be carried out in order.
+#[derive(Debug)]
+pub enum Output {
+    /// Open a connection; report it with [`Osd::handle_connected`] or [`Osd::handle_closed`].
+    Connect {
+        /// Its name from now on.
+        link: LinkId,
+        /// Where to.
+        address: SocketAddr,
+    },
+    /// Send a message. Nothing happens if the connection is gone.
+    Send {
+        /// Where.
+        link: LinkId,
+        /// What.
+        message: Message,
+    },
+    /// Send what is queued, then close. Not reported back.
+    Close(LinkId),
+    /// Submit to our own store; the outcome comes back through [`Osd::handle_local`] with the tag.
+    Local {
+        /// Comes back.
+        tag: u64,
+        /// The operation.
+        op: ShardOp,
+    },
+    /// Make the activation record {epoch, acting} of the PG durable in the state store, provided that the PG's map
+    /// there still has this epoch; then call [`Osd::handle_activated`].
+    Activate {
+        /// The PG.
+        pg: PgId,
+        /// The interval.
+        epoch: Epoch,
+        /// Its members.
+        acting: Vec<Member>,
+    },
+    /// Something an operator should see.
+    Notice(String),
+}
+
+/// The deciding part of an OSD. Driven by `osd` (the daemon) and by the simulator.
+///
+/// Owns no data: payloads pass through by reference count. Every operation lives in a slot of `ops` until it is answered;
+/// nothing resumes in the middle of a function.
+pub struct Osd {
+    pub(crate) options: OsdOptions,
+    pub(crate) map: ClusterMap,
+    pub(crate) links: Links,
+    pub(crate) pgs: BTreeMap<PgId, Pg>,
+    pub(crate) ops: Ops,
+    /// Client requests that are held here, so that one sent twice is carried out once.
+    pub(crate) held: HashMap<(ClientId, u64), OpId, FxBuildHasher>,
+    pub(crate) held_bytes: usize,
+    /// Requests that got their object and start at the end of the present input.
+    pub(crate) ready: VecDeque<OpId>,
+    /// Free bytes of the members' stores, as last heard.
+    pub(crate) free_bytes: BTreeMap<OsdId, u64>,
+    /// Queries of primaries whose map is ahead of ours.
+    pub(crate) early_queries: BTreeMap<PgId, HeldQuery>,
+    pub(crate) outputs: VecDeque<Output>,
+    pub(crate) stats: OsdStats,
+    tick: Millis,
+}
+
+impl Osd {
+    /// An OSD that knows nothing yet: feed it the cluster state.
+    pub fn new(options: OsdOptions) -> Self {
+        Self {
+            options,
+            map: ClusterMap::default(),
+            links: Links::default(),
+            pgs: BTreeMap::new(),
+            ops: Ops::default(),
+            held: HashMap::default(),
+            held_bytes: 0,
+            ready: VecDeque::new(),
+            free_bytes: BTreeMap::new(),
+            early_queries: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            stats: OsdStats { incarnation: options.incarnation, ..OsdStats::default() },
+            tick: 0,
+        }
+    }
+
+    // ---- inputs
+
+    /// A key of the cluster state has this value now (`None`: deleted). Events of one range must come in their order.
+    ///
+    /// # Errors
+    /// The value breaks its schema; it is ignored.
+    pub fn handle_map(
+        &mut self,
+        now: Millis,
+        shard: &mut dyn ShardIndex,
+        key: &str,
+        value: Option<&[u8]>,
+    ) -> Result<(), SchemaError> {
+        match self.map.apply(key, value)? {
+            MapChange::None | MapChange::Cluster | MapChange::OsdConfig(_) => {}
+            MapChange::Pool(pool) => {
+                if let Some(config) = self.map.pools.get(&pool) {
+                    shard.set_pool(pool, config.pg_count);
+                }
+                let of_pool: Vec<_> = self.map.pgs.keys().filter(|pg| pg.pool == pool).copied().collect();
+                for pg in of_pool {
+                    self.pg_update(now, shard, pg);
+                }
+            }
+            MapChange::Osd(osd) => {
+                if let Some(out) = self.links.outgoing.get_mut(&osd) {
+                    out.reset_backoff();
+                }
+                self.poll_links(now, shard);
+            }
+            MapChange::Pg(pg) => self.pg_update(now, shard, pg),
+        }
+        self.start_ready(shard);
+        Ok(())
+    }
+
+    /// Somebody connected; returns the connection's name.
+    pub fn handle_accepted(&mut self, now: Millis) -> LinkId {
+        self.links.accept(now)
+    }
+
+    /// A connection that [`Output::Connect`] asked for is open.
+    pub fn handle_connected(&mut self, _now: Millis, link: LinkId) {
+        let identity = self.identity();
+        if let Some(out) = self.links.outgoing_by_link(link) {
+            out.handle_connected();
+            let message = Message::Hello(identity.hello(out.target()));
+            self.outputs.push_back(Output::Send { link, message });
+        }
+    }
+
+    /// A connection ended or could not be opened. Also for those that broke the protocol, which the driver closes.
+    pub fn handle_closed(&mut self, now: Millis, shard: &mut dyn ShardIndex, link: LinkId) {
+        if self.links.incoming.remove(&link).is_some() {
+            self.drop_unstarted(link);
+            return;
+        }
+        if let Some(out) = self.links.outgoing_by_link(link) {
+            let osd = out.target();
+            out.handle_closed(now);
+            self.peer_lost(shard, osd);
+            self.start_ready(shard);
+        }
+    }
+
+    /// A message arrived.
+    pub fn handle_message(&mut self, now: Millis, shard: &mut dyn ShardIndex, link: LinkId, message: Message) {
+        if let Some(incoming) = self.links.incoming.get_mut(&link) {
+            incoming.heard = now;
+            let caller = incoming.caller;
+            if !self.handle_from_caller(shard, link, caller, message) {
+                self.refuse(link, Refusal::NotHello);
+            }
+        } else {
+            self.handle_from_peer(now, shard, link, message);
+        }
+        self.start_ready(shard);
+    }
+
+    /// Our store finished an operation.
+    pub fn handle_local(&mut self, now: Millis, shard: &mut dyn ShardIndex, tag: u64, outcome: ShardOutcome) {
+        let id = OpId(tag);
+        let Some(op) = self.ops.get_mut(id) else {
+            debug_assert!(false, "a store outcome for an unknown operation");
+            return;
+        };
+        let pg = op.pg;
+        let was_mutation = std::mem::replace(&mut op.local, Local::None) == Local::Mutation;
+        self.handle_outcome(now, shard, id, outcome);
+        if was_mutation {
+            self.local_mutation_ended(shard, pg);
+        }
+        self.start_ready(shard);
+    }
+
+    /// The activation record is durable (`ok`), or the state store refused it because the PG has a newer epoch.
+    pub fn handle_activated(&mut self, shard: &mut dyn ShardIndex, pg: PgId, epoch: Epoch, ok: bool) {
+        self.pg_activated(shard, pg, epoch, ok);
+        self.start_ready(shard);
+    }
+
+    /// The time [`Osd::poll_timeout`] named has come.
+    pub fn handle_timeout(&mut self, now: Millis, shard: &mut dyn ShardIndex) {
+        self.tick = now + TICK_MS;
+        for link in self.links.expired(now) {
+            self.links.incoming.remove(&link);
+            self.drop_unstarted(link);
+            self.outputs.push_back(Output::Close(link));
+        }
+        self.poll_links(now, shard);
+        self.retry_stalled(now, shard);
+        self.start_ready(shard);
+        debug_assert!(self.check_invariants());
+    }
+
+    // ---- outputs
+
+    /// Next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Osd::handle_timeout`].
+    pub fn poll_timeout(&self) -> Millis {
+        self.tick
+    }
+
+    // ---- queries
+
+    /// Counters for the state store. Space and device errors are the driver's to fill in.
+    pub fn stats(&self) -> OsdStats {
+        let mut stats = self.stats.clone();
+        for pg in self.pgs.values().filter(|pg| pg.is_primary()) {
+            if pg.is_active() {
+                stats.pgs_active += 1;
+            } else {
+                stats.pgs_inactive += 1;
+            }
+        }
+        stats
+    }
+
+    /// States of the PGs this OSD is a member of.
+    pub fn pg_summaries(&self) -> Vec<PgSummary> {
+        self.pgs.values().map(Pg::summary).collect()
+    }
+
+    /// Client requests held at the moment.
+    pub fn held_requests(&self) -> usize {
+        self.held.len()
+    }
+
+    // ---- inside
+
+    pub(crate) fn identity(&self) -> Identity {
+        Identity {
+            cluster: self.options.cluster,
+            role: Role::Osd(self.options.id),
+            incarnation: self.options.incarnation,
+        }
+    }
+
+    pub(crate) fn send(&mut self, link: LinkId, message: Message) {
+        self.outputs.push_back(Output::Send { link, message });
+    }
+
+    pub(crate) fn notice(&mut self, text: String) {
+        self.outputs.push_back(Output::Notice(text));
+    }
+
+    /// From a connection that someone made to us. False: not what this caller may say.
+    fn handle_from_caller(
+        &mut self,
+        shard: &mut dyn ShardIndex,
+        link: LinkId,
+        caller: Caller,
+        message: Message,
+    ) -> bool {
+        match (caller, message) {
+            (Caller::Unknown { .. }, Message::Hello(hello)) => self.introduce(link, &hello),
+            (Caller::Client(_) | Caller::Osd(..), Message::Ping) => self.send(link, Message::Pong),
+            (Caller::Client(client), Message::Request(request)) => {
+                self.handle_request(shard, link, client, request);
+            }
+            (Caller::Osd(..), Message::SubRequest(request)) => self.handle_sub_request(shard, link, request),
+            (Caller::Osd(osd, incarnation), Message::PeerQuery(query)) => {
+                self.handle_query(shard, link, Member { osd, incarnation }, query);
+            }
+            (Caller::Osd(..), Message::PeerList(list)) => self.handle_list(shard, link, &list),
+            _ => return false,
+        }
+        true
+    }
+
+    /// From a connection that we made to a member of a PG we lead.
+    fn handle_from_peer(&mut self, now: Millis, shard: &mut dyn ShardIndex, link: LinkId, message: Message) {
+        let identity = self.identity();
+        let Some(out) = self.links.outgoing_by_link(link) else { return };
+        let osd = out.target();
+        out.heard(now);
+        let understood = match message {
+            Message::Welcome(welcome) if out.ready().is_none() => {
+                let ok = out.handle_welcome(now, &identity, &welcome);
+                if ok {
+                    self.peer_ready(osd);
+                }
+                ok
+            }
+            Message::Pong => true,
+            Message::SubReply(SubReply { id, outcome, free_bytes }) => {
+                self.free_bytes.insert(osd, free_bytes);
+                self.handle_sub_reply(now, shard, osd, OpId(id), outcome);
+                true
+            }
+            Message::PeerInfo(info) => {
+                self.free_bytes.insert(osd, info.free_bytes);
+                self.handle_peer_info(shard, osd, info);
+                true
+            }
+            Message::PeerObjects(objects) => {
+                self.handle_peer_objects(now, shard, osd, objects);
+                true
+            }
+            Message::Refuse(why) => {
+                self.notice(format!("osd {osd} refused our connection: {why}"));
+                false
+            }
+            _ => false,
+        };
+        if !understood {
+            self.outputs.push_back(Output::Close(link));
+            self.handle_closed(now, shard, link);
+        }
+    }
+
+    fn introduce(&mut self, link: LinkId, hello: &Hello) {
+        let refusal = if hello.protocol != PROTOCOL {
+            Some(Refusal::Protocol)
+        } else if hello.cluster != self.options.cluster {
+            Some(Refusal::Cluster)
+        } else if hello.target != self.options.id {
+            Some(Refusal::Target)
+        } else {
+            None
+        };
+        if let Some(why) = refusal {
+            self.notice(format!("refused a connection from {:?}: {why}", hello.role));
+            self.refuse(link, why);
+            return;
+        }
+        let caller = match hello.role {
+            Role::Client(client) => Caller::Client(client),
+            Role::Osd(osd) => Caller::Osd(osd, hello.incarnation),
+        };
+        if let Some(incoming) = self.links.incoming.get_mut(&link) {
+            incoming.caller = caller;
+        }
+        let welcome = self.identity().hello(self.options.id);
+        self.send(link, Message::Welcome(welcome));
+    }
+
+    fn refuse(&mut self, link: LinkId, why: Refusal) {
+        self.send(link, Message::Refuse(why));
+        self.outputs.push_back(Output::Close(link));
+        self.links.incoming.remove(&link);
+        self.drop_unstarted(link);
+    }
+
+    /// Connects, probes and gives up connections to members.
+    pub(crate) fn poll_links(&mut self, now: Millis, shard: &mut dyn ShardIndex) {
+        let osds: Vec<_> = self.links.outgoing.keys().copied().collect();
+        for osd in osds {
+            let address = self.map.osds.get(&osd).map(|state| state.address);
+            loop {
+                let fresh = self.links.fresh();
+                let Some(out) = self.links.outgoing.get_mut(&osd) else { break };
+                match out.poll(now, address, fresh) {
+                    None => break,
+                    Some(LinkAction::Connect(address)) => {
+                        self.outputs.push_back(Output::Connect { link: fresh, address });
+                    }
+                    Some(LinkAction::Ping(link)) => self.send(link, Message::Ping),
+                    Some(LinkAction::Close(link)) => {
+                        self.outputs.push_back(Output::Close(link));
+                        self.peer_lost(shard, osd);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A member answered one of our sub-requests.
+    fn handle_sub_reply(
+        &mut self,
+        now: Millis,
+        shard: &mut dyn ShardIndex,
+        osd: OsdId,
+        id: OpId,
+        outcome: ShardOutcome,
+    ) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Some(member) = self.pgs.get(&op.pg).and_then(|pg| pg.position(osd)) else { return };
+        if op.remotes & 1 << member == 0 {
+            return;
+        }
+        op.remotes &= !(1 << member);
+        self.handle_outcome(now, shard, id, outcome);
+    }
+
+    /// An operation's step ended, in our store or at a member.
+    fn handle_outcome(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: OpId, outcome: ShardOutcome) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        match &op.kind {
+            Kind::Client(_) => self.client_step(now, shard, id, outcome),
+            Kind::Secondary { .. } => self.secondary_finish(shard, id, outcome),
+            Kind::Restore(_) => self.restore_step(now, shard, id, outcome),
+            Kind::Collect | Kind::Orphan => {
+                if op.is_settled() {
+                    self.ops.remove(id);
+                }
+            }
+        }
+    }
+
+    /// Hands an operation to the member at a position of the acting set: our own store, or over the network.
+    pub(crate) fn send_to_member(&mut self, id: OpId, member: usize, shard_op: ShardOp) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Some(pg) = self.pgs.get_mut(&op.pg) else { return };
+        if pg.is_self(member) {
+            let mutation = shard_op.is_mutation();
+            op.local = if mutation { Local::Mutation } else { Local::Read };
+            pg.local_mutations += u32::from(mutation);
+            self.outputs.push_back(Output::Local { tag: id.0, op: shard_op });
+            return;
+        }
+        op.remotes |= 1 << member;
+        let request = pg.sub_request(id.0, shard_op);
+        let to = pg.member(member);
+        // Without a connection the PG is about to leave this round, which gives the operation up.
+        if let Some(link) = self.links.ready(to.osd, to.incarnation) {
+            self.send(link, Message::SubRequest(request));
+        }
+    }
+
+    pub(crate) fn new_op(&mut self, pg: PgId, kind: Kind) -> OpId {
+        self.ops.insert(Op { pg, kind, local: Local::None, remotes: 0 })
+    }
+
+    /// Our own assumptions; always true.
+    pub(crate) fn check_invariants(&self) -> bool {
+        let clients = self.ops.ids().filter(|(_, op)| matches!(op.kind, Kind::Client(_))).count();
+        assert_eq!(clients, self.held.len(), "every client request is held once");
+        for (pg, state) in &self.pgs {
+            let mutations = self.ops.ids().filter(|(_, op)| op.pg == *pg && op.local == Local::Mutation).count();
+            assert_eq!(mutations as u32, state.local_mutations, "pg {pg}: local changes are counted");
+        }
+        true
+    }
+}

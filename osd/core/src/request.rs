@@ -1,0 +1,302 @@
+//! A client's request from its arrival to its answer.
+//!
+//! Previous hop: `cluster/client/src/{write,read}.rs`, over the wire. Next hop: `write.rs`, `read.rs`, `compare.rs` and
+//! `sync.rs` here.
+//!
+//! A request waits twice: until its PG is active, and until no overlapping request is before it on its object. It is
+//! known by (client, number) as long as it is held, so that a copy that arrives on a new connection only redirects the
+//! answer.
+
+use cluster_proto::ids::ClientId;
+use cluster_proto::layout::SectorRange;
+use cluster_proto::limits::{CLIENT_WINDOW, OSD_REQUEST_BYTES_MAX, OSD_REQUESTS_MAX};
+use cluster_proto::link::{LinkId, Millis};
+use cluster_proto::shard::{RequestState, ShardIndex, ShardOutcome};
+use cluster_proto::status::Status;
+use cluster_proto::wire::{Message, Reply, ReplyBody, Request, RequestOp};
+use cluster_proto::{PgId, Version};
+
+use crate::op::{ClientOp, Kind, Local, OpId, Stage};
+use crate::osd::Osd;
+use crate::pg::Hold;
+
+fn payload_len(op: &RequestOp) -> usize {
+    match op {
+        RequestOp::Write { data, .. } | RequestOp::CompareAndWrite { data, .. } => data.len(),
+        _ => 0,
+    }
+}
+
+impl Osd {
+    pub(crate) fn handle_request(
+        &mut self,
+        shard: &mut dyn ShardIndex,
+        link: LinkId,
+        client: ClientId,
+        request: Request,
+    ) {
+        if let Some(&id) = self.held.get(&(client, request.seq)) {
+            if let Some(op) = self.ops.client_mut(id) {
+                op.link = link;
+            }
+            return;
+        }
+        let pg = PgId { pool: request.object.pool, index: request.pg };
+        if let Err(status) = self.judge(pg, &request) {
+            self.send(link, Message::Reply(Reply::status(request.seq, status)));
+            return;
+        }
+        self.held_bytes += payload_len(&request.op);
+        let key = (client, request.seq);
+        let op = ClientOp {
+            link,
+            client,
+            request,
+            stage: Stage::Waiting,
+            exclusive: false,
+            version: Version::NONE,
+            failed: None,
+        };
+        let id = self.new_op(pg, Kind::Client(op));
+        self.held.insert(key, id);
+        self.enqueue(shard, id);
+    }
+
+    /// Whether the request is ours to serve and keeps the rules.
+    fn judge(&self, pg: PgId, request: &Request) -> Result<(), Status> {
+        let pool = self.map.pools.get(&pg.pool).ok_or(Status::Retry)?;
+        let state = self.pgs.get(&pg).filter(|state| state.is_primary()).ok_or(Status::Retry)?;
+        if request.epoch > state.epoch() {
+            return Err(Status::Retry);
+        }
+        let by_object = !matches!(request.op, RequestOp::Sync);
+        if by_object && request.object.pg(pool.pg_count) != pg {
+            return Err(Status::Invalid);
+        }
+        let whole = matches!(request.op, RequestOp::Delete);
+        if !whole && request.op.sectors().is_some_and(|sectors| !sectors.is_valid(pool.block_size)) {
+            return Err(Status::Invalid);
+        }
+        if request.floor > request.seq || request.seq - request.floor > CLIENT_WINDOW {
+            return Err(Status::Invalid);
+        }
+        let held = self.held.len() >= OSD_REQUESTS_MAX;
+        if held || self.held_bytes + payload_len(&request.op) > OSD_REQUEST_BYTES_MAX {
+            return Err(Status::Busy);
+        }
+        Ok(())
+    }
+
+    /// Starts a request, or lets it wait for its PG or its object.
+    pub(crate) fn enqueue(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let pg_id = op.pg;
+        let Kind::Client(client_op) = &mut op.kind else { return };
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
+        if !pg.is_active() {
+            client_op.stage = Stage::Waiting;
+            pg.waiting.push_back(id);
+            return;
+        }
+        if let Some(hold) = hold_of(client_op, id)
+            && !pg.locks.acquire(client_op.request.object, hold)
+        {
+            client_op.stage = Stage::Blocked;
+            return;
+        }
+        self.start(shard, id);
+    }
+
+    /// The PG is active and no overlapping request is before this one.
+    pub(crate) fn start(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some(op) = self.ops.client_mut(id) else { return };
+        if op.request.op.is_mutation() && !op.exclusive {
+            match shard.request(op.client, op.request.seq) {
+                RequestState::Unknown => {}
+                RequestState::Applied(version) => {
+                    return self.finish(id, Status::Ok, version, ReplyBody::Empty);
+                }
+                // The client has its answer: a copy of the request that was long on its way. An answer cannot hurt.
+                RequestState::BelowFloor => {
+                    return self.finish(id, Status::Ok, Version::NONE, ReplyBody::Empty);
+                }
+            }
+        }
+        match op.request.op {
+            RequestOp::Read(_) => self.read_start(id),
+            RequestOp::Allocation(sectors) => {
+                let runs = shard.allocation(&op.request.object, sectors);
+                let version = shard.head(&op.request.object).map_or(Version::NONE, |head| head.version);
+                self.finish(id, Status::Ok, version, ReplyBody::Allocation(runs));
+            }
+            RequestOp::CompareAndWrite { .. } => self.compare_start(id),
+            RequestOp::Write { .. } | RequestOp::Zero(_) | RequestOp::Delete => self.write_start(shard, id),
+            RequestOp::Sync => self.sync_start(id),
+        }
+    }
+
+    /// A step of a client's request ended, here or at a member.
+    pub(crate) fn client_step(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: OpId, outcome: ShardOutcome) {
+        let Some(op) = self.ops.client_mut(id) else { return };
+        match op.stage {
+            Stage::Reading => match op.request.op {
+                RequestOp::CompareAndWrite { .. } => self.compare_read(shard, id, outcome),
+                _ => self.read_finish(shard, id, outcome),
+            },
+            Stage::Fetching { .. } => self.repair_fetched(shard, id, outcome),
+            Stage::Repairing { bad } => self.repair_finish(shard, id, bad, outcome),
+            Stage::Committing => self.write_step(now, shard, id, outcome),
+            Stage::Waiting | Stage::Blocked => debug_assert!(false, "nothing was asked for this request yet"),
+        }
+    }
+
+    /// Answers and forgets a request, and starts what waited behind it.
+    pub(crate) fn finish(&mut self, id: OpId, status: Status, version: Version, body: ReplyBody) {
+        let Some(op) = self.ops.remove(id) else { return };
+        debug_assert!(op.is_settled(), "answered while a step is still running");
+        let Kind::Client(client_op) = op.kind else { return };
+        self.count(&client_op, status);
+        self.held.remove(&(client_op.client, client_op.request.seq));
+        self.held_bytes -= payload_len(&client_op.request.op);
+        self.send(client_op.link, Message::Reply(Reply { seq: client_op.request.seq, status, version, body }));
+        if let Some(state) = self.pgs.get_mut(&op.pg)
+            && hold_of(&client_op, id).is_some()
+        {
+            self.ready.extend(state.locks.release(client_op.request.object, id));
+        }
+    }
+
+    /// Starts what was unlocked during the present input. Not done on the spot: a long queue of requests that end at
+    /// once would otherwise become a deep recursion.
+    pub(crate) fn start_ready(&mut self, shard: &mut dyn ShardIndex) {
+        while let Some(id) = self.ready.pop_front() {
+            self.start(shard, id);
+        }
+    }
+
+    fn count(&mut self, op: &ClientOp, status: Status) {
+        if status != Status::Ok {
+            return;
+        }
+        let bytes = op.request.op.sectors().map_or(0, SectorRange::bytes) as u64;
+        match op.request.op {
+            RequestOp::Read(_) => {
+                self.stats.reads += 1;
+                self.stats.read_bytes += bytes;
+            }
+            RequestOp::Write { .. } | RequestOp::CompareAndWrite { .. } => {
+                self.stats.writes += 1;
+                self.stats.write_bytes += bytes;
+            }
+            RequestOp::Zero(_) | RequestOp::Delete => self.stats.writes += 1,
+            RequestOp::Allocation(_) | RequestOp::Sync => {}
+        }
+    }
+
+    /// The connection is gone: requests that have not begun will be sent again on a new one, if the client lives.
+    pub(crate) fn drop_unstarted(&mut self, link: LinkId) {
+        let mut ids: Vec<_> = Vec::new();
+        for (id, op) in self.ops.ids() {
+            if let Kind::Client(c) = &op.kind
+                && c.link == link
+                && c.stage == Stage::Waiting
+            {
+                ids.push((id, op.pg));
+            }
+        }
+        for (id, pg) in ids {
+            if let Some(state) = self.pgs.get_mut(&pg) {
+                state.waiting.retain(|waiting| *waiting != id);
+            }
+            self.forget(id);
+        }
+    }
+
+    /// Removes a request without an answer. It must hold no lock and have no step running.
+    fn forget(&mut self, id: OpId) {
+        if let Some(op) = self.ops.remove(id)
+            && let Kind::Client(client_op) = op.kind
+        {
+            self.held.remove(&(client_op.client, client_op.request.seq));
+            self.held_bytes -= payload_len(&client_op.request.op);
+        }
+    }
+
+    /// Takes back every request of a PG that has begun, because its round is over. With a next round they wait for it,
+    /// in the order in which clients numbered them; otherwise the clients are told to ask elsewhere.
+    pub(crate) fn take_back(&mut self, pg: PgId, stays_primary: bool) {
+        let mut begun: Vec<(u64, ClientId, OpId)> = Vec::new();
+        let mut others = Vec::new();
+        for (id, op) in self.ops.ids().filter(|(_, op)| op.pg == pg) {
+            match &op.kind {
+                Kind::Client(c) => begun.push((c.request.seq, c.client, id)),
+                Kind::Restore(_) | Kind::Collect => others.push(id),
+                Kind::Secondary { .. } | Kind::Orphan => {}
+            }
+        }
+        let ops = &mut self.ops;
+        self.ready.retain(|id| ops.get_mut(*id).is_some_and(|op| op.pg != pg));
+        begun.sort_unstable();
+        for id in others {
+            self.orphan(id);
+        }
+        let mut waiting = Vec::with_capacity(begun.len());
+        for (_, _, id) in begun {
+            if stays_primary {
+                waiting.push(self.restart(pg, id));
+            } else if let Some(op) = self.ops.client_mut(id) {
+                let (link, seq) = (op.link, op.request.seq);
+                self.send(link, Message::Reply(Reply::status(seq, Status::Retry)));
+                let fresh = self.restart_orphan(pg, id);
+                self.forget(fresh);
+            }
+        }
+        if let Some(state) = self.pgs.get_mut(&pg) {
+            state.locks.clear();
+            state.waiting = waiting.into();
+        }
+    }
+
+    /// Gives a request a fresh slot in its first stage, so that late answers to its steps find nothing.
+    fn restart(&mut self, pg: PgId, id: OpId) -> OpId {
+        if self.ops.get_mut(id).is_some_and(|op| op.is_settled()) {
+            if let Some(op) = self.ops.client_mut(id) {
+                (op.stage, op.exclusive, op.failed) = (Stage::Waiting, false, None);
+            }
+            return id;
+        }
+        self.restart_orphan(pg, id)
+    }
+
+    /// Moves the request to a new slot; what the store still does for it stays behind in the old one.
+    fn restart_orphan(&mut self, pg: PgId, id: OpId) -> OpId {
+        let Some(op) = self.ops.get_mut(id) else { return id };
+        let Kind::Client(mut client_op) = std::mem::replace(&mut op.kind, Kind::Orphan) else { return id };
+        op.remotes = 0;
+        if op.local == Local::None {
+            self.ops.remove(id);
+        }
+        (client_op.stage, client_op.exclusive, client_op.failed) = (Stage::Waiting, false, None);
+        let key = (client_op.client, client_op.request.seq);
+        let fresh = self.new_op(pg, Kind::Client(client_op));
+        self.held.insert(key, fresh);
+        fresh
+    }
+
+    /// Gives up an operation of the cluster's own.
+    pub(crate) fn orphan(&mut self, id: OpId) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        op.kind = Kind::Orphan;
+        op.remotes = 0;
+        if op.local == Local::None {
+            self.ops.remove(id);
+        }
+    }
+}
+
+/// What a request locks: reads only wait, changes hold their sectors, a repair holds the object.
+pub(crate) fn hold_of(op: &ClientOp, id: OpId) -> Option<Hold> {
+    let all = SectorRange::new(0, cluster_proto::limits::SECTORS_PER_OBJECT_MAX);
+    let sectors = if op.exclusive { all } else { op.request.op.sectors()? };
+    Some(Hold { op: id, sectors, write: op.exclusive || op.request.op.is_mutation() })
+}
