@@ -1,6 +1,5 @@
 //! Compare-and-write at the primary: read, compare and write while the sectors are held.
 
-use cluster_proto::link::Millis;
 use cluster_proto::shard::{ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{ReplyBody, RequestOp};

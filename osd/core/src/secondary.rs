@@ -5,7 +5,7 @@
 //! A member belongs to one (epoch, round) of a PG at a time, the latest it was asked into. Operations of any other are
 //! refused: that is what makes a deposed primary, or one that lost its connection for a moment, harmless.
 
-use cluster_proto::link::{LinkId, Millis};
+use cluster_proto::link::LinkId;
 use cluster_proto::map::Member;
 use cluster_proto::shard::{Buckets, ShardIndex, ShardOutcome};
 use cluster_proto::status::Status;
