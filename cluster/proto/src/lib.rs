@@ -7,6 +7,7 @@ pub mod ids;
 pub mod layout;
 pub mod limits;
 pub mod link;
+pub mod locks;
 pub mod map;
 pub mod shard;
 pub mod status;

@@ -11,6 +11,7 @@ use cluster_proto::ids::ClientId;
 use cluster_proto::layout::SectorRange;
 use cluster_proto::limits::{CLIENT_WINDOW, OSD_REQUEST_BYTES_MAX, OSD_REQUESTS_MAX};
 use cluster_proto::link::{LinkId, Millis};
+use cluster_proto::locks::Hold;
 use cluster_proto::shard::{RequestState, ShardIndex, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{Message, Reply, ReplyBody, Request, RequestOp};
@@ -18,7 +19,6 @@ use cluster_proto::{PgId, Version};
 
 use crate::op::{ClientOp, Kind, Local, OpId, Stage};
 use crate::osd::Osd;
-use crate::pg::Hold;
 
 fn payload_len(op: &RequestOp) -> usize {
     match op {
@@ -295,7 +295,7 @@ impl Osd {
 }
 
 /// What a request locks: reads only wait, changes hold their sectors, a repair holds the object.
-pub(crate) fn hold_of(op: &ClientOp, id: OpId) -> Option<Hold> {
+pub(crate) fn hold_of(op: &ClientOp, id: OpId) -> Option<Hold<OpId>> {
     let all = SectorRange::new(0, cluster_proto::limits::SECTORS_PER_OBJECT_MAX);
     let sectors = if op.exclusive { all } else { op.request.op.sectors()? };
     Some(Hold { op: id, sectors, write: op.exclusive || op.request.op.is_mutation() })

@@ -3,7 +3,6 @@
 //! The primary goes through the states of [`State`]; the other members only follow the (epoch, round) they were last
 //! asked into. docs/peering.md explains why that is enough.
 
-mod locks;
 mod peering;
 mod recovery;
 
@@ -11,6 +10,7 @@ use std::collections::VecDeque;
 
 use cluster_proto::ids::{Epoch, OsdId, PgId, Version};
 use cluster_proto::link::{LinkId, Millis};
+use cluster_proto::locks::Locks;
 use cluster_proto::map::{Member, PgMap};
 use cluster_proto::shard::ShardOp;
 use cluster_proto::wire::SubRequest;
@@ -18,7 +18,6 @@ use cluster_proto::wire::SubRequest;
 use crate::op::OpId;
 use crate::secondary::HeldQuery;
 
-pub(crate) use locks::{Hold, Locks};
 pub(crate) use peering::State;
 
 /// What an operator sees of a PG at one member.
@@ -52,7 +51,7 @@ pub(crate) struct Pg {
     query: Option<HeldQuery>,
     /// Client requests that wait until the PG is active.
     pub waiting: VecDeque<OpId>,
-    pub locks: Locks,
+    pub locks: Locks<OpId>,
     /// Changes of this PG under way in our own store.
     pub local_mutations: u32,
 }

@@ -1,47 +1,60 @@
-//! Who may work on which sectors of an object.
+//! Who may work on which sectors of an object: used by primaries, and by clients to keep their own overlapping changes
+//! in order.
 //!
 //! Changes of disjoint sectors run side by side; a change waits for an overlapping one. A read does not hold anything
-//! (the store never overwrites in place, so it sees the state before or after any change that begins later), but it
+//! (a store never overwrites in place, so it sees the state before or after any change that begins later), but it
 //! waits for overlapping changes under way: what it would return might otherwise still be taken back.
 
 use std::collections::{HashMap, VecDeque};
 
-use cluster_proto::ids::ObjectId;
-use cluster_proto::layout::SectorRange;
 use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
 
-use crate::op::OpId;
+use crate::ids::ObjectId;
+use crate::layout::SectorRange;
 
 /// What an operation wants of an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Hold {
-    pub op: OpId,
+pub struct Hold<I> {
+    /// Who.
+    pub op: I,
+    /// Which sectors.
     pub sectors: SectorRange,
+    /// To change them.
     pub write: bool,
 }
 
-impl Hold {
-    fn conflicts(&self, other: &Hold) -> bool {
+impl<I> Hold<I> {
+    fn conflicts(&self, other: &Hold<I>) -> bool {
         (self.write || other.write) && self.sectors.overlaps(other.sectors)
     }
 }
 
-#[derive(Default)]
-struct Queue {
-    running: SmallVec<[Hold; 2]>,
-    blocked: VecDeque<Hold>,
+struct Queue<I> {
+    running: SmallVec<[Hold<I>; 2]>,
+    blocked: VecDeque<Hold<I>>,
 }
 
-/// The objects of a PG on which something is going on.
-#[derive(Default)]
-pub(crate) struct Locks {
-    queues: HashMap<ObjectId, Queue, FxBuildHasher>,
+impl<I> Default for Queue<I> {
+    fn default() -> Self {
+        Self { running: SmallVec::new(), blocked: VecDeque::new() }
+    }
 }
 
-impl Locks {
+/// The objects on which something is going on.
+pub struct Locks<I> {
+    queues: HashMap<ObjectId, Queue<I>, FxBuildHasher>,
+}
+
+impl<I> Default for Locks<I> {
+    fn default() -> Self {
+        Self { queues: HashMap::default() }
+    }
+}
+
+impl<I: Copy + PartialEq> Locks<I> {
     /// True if the operation may start now; otherwise it is queued and comes out of a later [`Locks::release`].
-    pub fn acquire(&mut self, object: ObjectId, hold: Hold) -> bool {
+    pub fn acquire(&mut self, object: ObjectId, hold: Hold<I>) -> bool {
         if !hold.write {
             let Some(queue) = self.queues.get_mut(&object) else { return true };
             if queue.running.iter().chain(&queue.blocked).any(|other| other.conflicts(&hold)) {
@@ -60,11 +73,11 @@ impl Locks {
     }
 
     /// The operation is done. Returns those that may start now, in order of arrival.
-    pub fn release(&mut self, object: ObjectId, op: OpId) -> SmallVec<[OpId; 4]> {
+    pub fn release(&mut self, object: ObjectId, op: I) -> SmallVec<[I; 4]> {
         let mut started = SmallVec::new();
         let Some(queue) = self.queues.get_mut(&object) else { return started };
         queue.running.retain(|hold| hold.op != op);
-        let mut still: VecDeque<Hold> = VecDeque::new();
+        let mut still: VecDeque<Hold<I>> = VecDeque::new();
         for hold in std::mem::take(&mut queue.blocked) {
             let free = !queue.running.iter().chain(&still).any(|other| other.conflicts(&hold));
             if !free {
@@ -92,14 +105,14 @@ impl Locks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cluster_proto::ids::{LayerId, PoolId};
+    use crate::ids::{LayerId, PoolId};
 
     fn object() -> ObjectId {
         ObjectId { pool: PoolId(1), lineage: LayerId(1), layer: LayerId(1), index: 0 }
     }
 
-    fn hold(op: u64, start: u32, count: u32, write: bool) -> Hold {
-        Hold { op: OpId(op), sectors: SectorRange::new(start, count), write }
+    fn hold(op: u64, start: u32, count: u32, write: bool) -> Hold<u64> {
+        Hold { op, sectors: SectorRange::new(start, count), write }
     }
 
     #[test]
@@ -110,11 +123,11 @@ mod tests {
         assert!(!locks.acquire(object(), hold(3, 3, 2, true)));
         assert!(!locks.acquire(object(), hold(4, 3, 1, true)), "must not overtake 3");
         assert!(locks.acquire(object(), hold(5, 8, 1, true)));
-        assert!(locks.release(object(), OpId(1)).is_empty());
-        assert_eq!(locks.release(object(), OpId(2))[..], [OpId(3)]);
-        assert_eq!(locks.release(object(), OpId(3))[..], [OpId(4)]);
-        locks.release(object(), OpId(4));
-        locks.release(object(), OpId(5));
+        assert!(locks.release(object(), 1).is_empty());
+        assert_eq!(locks.release(object(), 2)[..], [3]);
+        assert_eq!(locks.release(object(), 3)[..], [4]);
+        locks.release(object(), 4);
+        locks.release(object(), 5);
         assert!(locks.queues.is_empty());
     }
 
@@ -125,7 +138,7 @@ mod tests {
         assert!(locks.acquire(object(), hold(2, 0, 4, true)), "the read before does not stand in the way");
         assert!(!locks.acquire(object(), hold(3, 0, 1, false)));
         assert!(locks.acquire(object(), hold(4, 4, 1, false)));
-        assert_eq!(locks.release(object(), OpId(2))[..], [OpId(3)]);
+        assert_eq!(locks.release(object(), 2)[..], [3]);
         assert!(locks.queues.is_empty());
     }
 }
