@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::takeover::patiently;
 use crate::{Error, ErrorKind};
 
 /// How to open a disk. The default opens an existing one, buffered and shared.
@@ -64,7 +65,7 @@ pub(crate) fn open(path: &Path, options: &DiskOptions) -> Result<(Disk, DiskInfo
     refuse_unsuitable(path)?;
     let (file, direct) = open_file(path, options).map_err(|e| open_failed(path, e))?;
     if options.exclusive {
-        lock(&file, path)?;
+        patiently(|e: &Error| e.kind() == ErrorKind::Locked, || lock(&file, path))?;
     }
     let meta = file.metadata().map_err(|e| failed("look at", e))?;
     let is_block_device = meta.file_type().is_block_device();

@@ -23,6 +23,7 @@ mod reactor;
 mod receive;
 mod ring;
 mod slots;
+mod takeover;
 mod waker;
 
 pub use buffer;

@@ -17,6 +17,7 @@ use crate::op::{self, Key, Kind};
 use crate::reactor::Core;
 use crate::ring::Completion;
 use crate::slots::{SlotId, Slots};
+use crate::takeover::patiently;
 use crate::{Error, ErrorKind};
 
 const BACKLOG: i32 = 1024;
@@ -55,14 +56,14 @@ pub(crate) struct Listeners {
 
 impl Listeners {
     pub(crate) fn listen_tcp(&mut self, core: &mut Core, addr: SocketAddr) -> Result<ListenerId, Error> {
-        let socket = bind_tcp(addr).map_err(|e| refused("listen on", &addr.to_string(), e))?;
+        let socket = patiently(is_in_use, || bind_tcp(addr)).map_err(|e| refused("listen on", &addr.to_string(), e))?;
         let address = socket.local_addr().ok().and_then(|a| a.as_socket());
         Ok(self.start(core, Listener { socket, address, file: None, accepting: false, closed: false }))
     }
 
     pub(crate) fn listen_unix(&mut self, core: &mut Core, path: &Path) -> Result<ListenerId, Error> {
         let shown = path.display().to_string();
-        remove_stale(path)?;
+        patiently(|e: &Error| e.kind() == ErrorKind::AddressInUse, || remove_stale(path))?;
         let socket = bind_unix(path).map_err(|e| refused("listen on", &shown, e))?;
         let meta = std::fs::symlink_metadata(path).map_err(|e| Error::os(format!("cannot look at {shown}"), e))?;
         let file = Some(SocketFile { path: path.to_owned(), identity: (meta.dev(), meta.ino()) });
@@ -154,6 +155,10 @@ pub(crate) fn accepted_socket(completion: Completion) -> io::Result<Socket> {
 /// Whether the error concerned one peer only, so that accepting goes on at once.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EINTR | libc::EAGAIN | libc::EPERM | libc::EPROTO))
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
 }
 
 fn bind_tcp(addr: SocketAddr) -> io::Result<Socket> {

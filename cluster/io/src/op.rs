@@ -41,6 +41,11 @@ pub(crate) struct Key {
 }
 
 impl Key {
+    /// A key for operations that belong to no slot.
+    pub(crate) const fn plain(kind: Kind) -> Self {
+        Self { kind, slot: SlotId { index: 0, generation: 0 } }
+    }
+
     pub(crate) fn new(kind: Kind, slot: SlotId) -> Self {
         Self { kind, slot }
     }

@@ -130,7 +130,8 @@ impl Reactor {
         })
     }
 
-    /// Listens on a TCP address; port 0 means any free one, see [`local_addr`](Self::local_addr).
+    /// Listens on a TCP address; port 0 means any free one, see [`local_addr`](Self::local_addr). May block for 0.3 s,
+    /// because the port of a process that was just killed is released late.
     ///
     /// # Errors
     /// [`ErrorKind::AddressInUse`](crate::ErrorKind::AddressInUse) when somebody else listens there, or whatever the kernel says.
@@ -231,7 +232,7 @@ impl Reactor {
         self.net.conns.len()
     }
 
-    /// Opens a block device or regular file. Blocks for the time of a few system calls.
+    /// Opens a block device or regular file. Blocks for the time of a few system calls, or 0.3 s if it is locked.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`](crate::ErrorKind::Locked) when another process has it exclusively,

@@ -12,7 +12,6 @@ use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
 use crate::op::{Key, Kind};
-use crate::slots::SlotId;
 use crate::{Error, ErrorKind};
 
 /// One result from the kernel.
@@ -208,8 +207,16 @@ fn refused(source: io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, why, Some(source))
 }
 
-impl Key {
-    pub(crate) const fn plain(kind: Kind) -> Self {
-        Self { kind, slot: SlotId { index: 0, generation: 0 } }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_to_do() {
+        let text = |code| refused(io::Error::from_raw_os_error(code)).to_string();
+        assert!(text(libc::EPERM).contains("kernel.io_uring_disabled"));
+        assert!(text(libc::ENOSYS).contains("Linux 6.1"));
+        assert!(text(libc::EINVAL).contains("Linux 6.1"));
+        assert_eq!(refused(io::Error::from_raw_os_error(libc::EPERM)).kind(), ErrorKind::Unavailable);
     }
 }
