@@ -63,10 +63,7 @@ impl Disk {
 pub(crate) fn open(path: &Path, options: &DiskOptions) -> Result<(Disk, DiskInfo), Error> {
     let failed = |what: &str, e: io::Error| Error::os(format!("cannot {what} {}", path.display()), e);
     refuse_unsuitable(path)?;
-    let (file, direct) = open_file(path, options).map_err(|e| open_failed(path, e))?;
-    if options.exclusive {
-        patiently(|e: &Error| e.kind() == ErrorKind::Locked, || lock(&file, path))?;
-    }
+    let (file, direct) = patiently(|e: &Error| e.kind() == ErrorKind::Locked, || claim(path, options))?;
     let meta = file.metadata().map_err(|e| failed("look at", e))?;
     let is_block_device = meta.file_type().is_block_device();
     if let Some(bytes) = options.create_bytes.filter(|bytes| !is_block_device && *bytes > meta.len()) {
@@ -87,6 +84,15 @@ fn refuse_unsuitable(path: &Path) -> Result<(), Error> {
     }
     let text = format!("{} is neither a regular file nor a block device", path.display());
     Err(Error::new(ErrorKind::Unsuitable, text, None))
+}
+
+/// Opens and locks; whether with `O_DIRECT`.
+fn claim(path: &Path, options: &DiskOptions) -> Result<(File, bool), Error> {
+    let (file, direct) = open_file(path, options).map_err(|e| open_failed(path, e))?;
+    if options.exclusive {
+        lock(&file, path)?;
+    }
+    Ok((file, direct))
 }
 
 /// Opens with `O_DIRECT` if wanted and possible; whether it was.

@@ -242,3 +242,29 @@ fn wrong_sizes_are_refused() {
         assert!(Reactor::new(config).is_err());
     }
 }
+
+/// `CLUSTER_IO_TEST_DEVICE=/dev/loop0 cargo test -p cluster-io --test disk -- --ignored` overwrites that device.
+#[test]
+#[ignore = "needs a scratch block device in CLUSTER_IO_TEST_DEVICE"]
+fn a_block_device_writes_flushes_and_discards() {
+    let path = std::env::var("CLUSTER_IO_TEST_DEVICE").expect("CLUSTER_IO_TEST_DEVICE");
+    let mut r = reactor();
+    let options = DiskOptions { create_bytes: Some(1 << 40), direct: true, exclusive: true };
+    let (disk, info) = r.open_disk(Path::new(&path), options).unwrap();
+    println!("{info:?}");
+    assert!(info.is_block_device && info.direct && info.bytes > 0 && info.bytes < 1 << 40);
+    assert!(info.logical_block.is_power_of_two() && info.logical_block >= 512);
+    r.disk_write(disk, 1, 4096, smallvec![Buffer::copy_of(&[7; 8192]), Buffer::copy_of(&[8; 4096])]);
+    done(&mut r, 1);
+    r.disk_flush(disk, 2);
+    done(&mut r, 2);
+    r.disk_discard(disk, 3, 4096, 4096);
+    done(&mut r, 3);
+    let got = read(&mut r, disk, 4096, 12_288).unwrap();
+    println!("first byte after the discard: {}", got[0]);
+    assert!(got[4096..8192].iter().all(|b| *b == 7) && got[8192..].iter().all(|b| *b == 8));
+    let past = read(&mut r, disk, info.bytes, 4096).unwrap_err();
+    assert_eq!(past.kind(), std::io::ErrorKind::UnexpectedEof);
+    let error = reactor().open_disk(Path::new(&path), options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Locked);
+}
