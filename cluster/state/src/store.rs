@@ -257,6 +257,11 @@ pub trait StateStore: Send + Sync {
     /// Ends the lease and deletes its keys. A lease that has already ended is no error.
     async fn lease_revoke(&self, lease: LeaseId) -> Result<(), StateError>;
 
+    /// Lets the store forget the history before `revision`; watches that still need it end as compacted. etcd keeps all
+    /// history until it is told, so the monitor does this from time to time; an embedded store bounds its history itself.
+    /// Forgetting again what is forgotten is no error.
+    async fn compact(&self, revision: i64) -> Result<(), StateError>;
+
     /// Where the store is, for messages: a directory or endpoints.
     fn location(&self) -> String;
 }

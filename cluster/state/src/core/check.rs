@@ -28,7 +28,7 @@ impl Totals {
 }
 
 /// Checks the form of a request.
-pub(super) fn check_form(op: &Op) -> Result<(), CoreError> {
+pub(crate) fn check_form(op: &Op) -> Result<(), CoreError> {
     check_op(op, 0, &mut Totals::default())?;
     match op {
         Op::Txn(txn) => {

@@ -4,6 +4,9 @@ use std::ops::Bound;
 
 use prost::bytes::Bytes;
 
+/// Bounds for a sorted map.
+pub(super) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// A contiguous set of keys, as etcd's API expresses them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyRange {
@@ -64,7 +67,7 @@ impl KeyRange {
     }
 
     /// The bounds for a sorted map; `None` for a range that is empty because its end is not above its start.
-    pub(super) fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    pub(super) fn bounds(&self) -> Option<Bounds<'_>> {
         match self {
             KeyRange::Key(key) => Some((Bound::Included(key), Bound::Included(key))),
             KeyRange::Between(start, end) if start >= end => None,

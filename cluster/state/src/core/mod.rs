@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 
 use prost::bytes::Bytes;
 
+pub(crate) use check::check_form;
 pub use history::{Event, Events};
 pub use key_range::KeyRange;
 pub use lease::LeaseInfo;
@@ -161,7 +162,7 @@ impl StateCore {
     /// # Errors
     /// Any [`CoreError`] that concerns keys and transactions.
     pub fn handle_op(&mut self, op: &Op) -> Result<OpResult, CoreError> {
-        check::check_form(op)?;
+        check_form(op)?;
         let mut path = Vec::new();
         self.decide(op, &mut path);
         let mut put_bytes = 0;
@@ -454,7 +455,8 @@ impl StateCore {
                 && (entry.lease == 0 || self.leases.contains(entry.lease))
         };
         let keys_are_sound = self.keys.len() > 64
-            || (self.keys.iter().all(entry_is_sound) && self.bytes == self.keys.values().map(Entry::weight).sum());
+            || (self.keys.iter().all(entry_is_sound)
+                && self.bytes == self.keys.values().map(Entry::weight).sum::<usize>());
         self.history.first() <= self.revision + 1 && self.leases.check_invariants() && keys_are_sound
     }
 }

@@ -190,6 +190,13 @@ impl StateStore for EmbeddedStore {
         }
     }
 
+    async fn compact(&self, revision: i64) -> Result<(), StateError> {
+        match self.call(move |core| core.compact(revision)).await? {
+            Ok(()) | Err(CoreError::Compacted(_)) => Ok(()),
+            Err(error) => Err(convert::core_error("compact the history", &self.inner.location, error)),
+        }
+    }
+
     fn location(&self) -> String {
         self.inner.location.clone()
     }
