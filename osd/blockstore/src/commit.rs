@@ -1,0 +1,342 @@
+//! Bringing mutations to the medium in order: what is pending, what is written, what is durable, what is recorded.
+//!
+//! Entry n is *written* when its data and its log blocks, and those of all before it, are on the device; *durable* when a
+//! flush that began after that has completed (at once on a write-through device); only then is it executed on the
+//! index and reported. A durable LSN is *recorded* when a log block that carries it is itself durable.
+
+use std::collections::{HashMap, VecDeque};
+
+use buffer::Buffer;
+use cluster_proto::Status;
+use cluster_proto::ids::{ObjectId, Version};
+use cluster_proto::shard::ShardOutcome;
+
+use crate::device::{DeviceError, DeviceOp};
+use crate::extent::{Run, Runs};
+use crate::format::log::{Change, Kind, Lsn};
+use crate::geometry::BLOCK;
+use crate::index::{Index, partition_of};
+use crate::log::append::{BlockWrite, Place};
+use crate::open::OpenError;
+use crate::requests::Requests;
+use crate::reserve::Need;
+use crate::store::{Job, Store, StoreState};
+
+/// Tries of one log write.
+const LOG_ATTEMPTS_MAX: u32 = 3;
+
+/// A mutation between submission and durability.
+pub(crate) struct Pending {
+    /// Of the caller; none for entries about entries.
+    pub tag: Option<u64>,
+    pub change: Change,
+    /// Kept until it is written, in case it must be written elsewhere.
+    pub data: Buffer,
+    /// Device writes not completed.
+    pub writes_left: u32,
+    /// Places at which writing failed so far.
+    pub attempts: u32,
+    /// Runs of the current extents to which writing failed.
+    pub failed: Runs,
+    /// Runs of earlier extents that are good but not used.
+    pub abandoned: Runs,
+    pub cancelled: bool,
+    pub place: Place,
+    /// Of the space promised at admission.
+    pub growth: u32,
+    pub metadata: u64,
+    pub is_new_object: bool,
+}
+
+impl Pending {
+    /// An entry with nothing to write and nobody to tell.
+    pub fn new(change: Change, place: Place, need: &Need) -> Pending {
+        Pending {
+            tag: None,
+            change,
+            data: Buffer::new(),
+            writes_left: 0,
+            attempts: 0,
+            failed: Runs::new(),
+            abandoned: Runs::new(),
+            cancelled: false,
+            place,
+            growth: need.growth,
+            metadata: need.metadata(),
+            is_new_object: need.is_new_object,
+        }
+    }
+}
+
+/// Newest version of an object that has pending mutations.
+pub(crate) struct Newest {
+    pub version: Version,
+    pub deleted: bool,
+    pub exists: bool,
+    pub pending: u32,
+}
+
+/// What a flush makes durable when it completes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FlushCover {
+    pub written: Lsn,
+    pub recorded: Lsn,
+    pub seq: u64,
+}
+
+/// Order of pending mutations.
+#[derive(Default)]
+pub(crate) struct Commit {
+    pending: VecDeque<Pending>,
+    pub written: Lsn,
+    pub durable: Lsn,
+    pub recorded: Lsn,
+    /// Log blocks below this are durable.
+    pub durable_seq: u64,
+    pub newest: HashMap<ObjectId, Newest>,
+    /// (n, m): entry n is resolved by entry m, see `announced`.
+    pub resolutions: VecDeque<(Lsn, Lsn)>,
+    /// Completed when everything up to the LSN is durable.
+    pub barriers: VecDeque<(Lsn, u64)>,
+}
+
+impl Commit {
+    /// Nothing pending after `lsn`.
+    pub fn after(lsn: Lsn, seq: u64) -> Commit {
+        Commit { written: lsn, durable: lsn, durable_seq: seq, ..Commit::default() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty() && self.barriers.is_empty()
+    }
+
+    pub fn push(&mut self, pending: Pending) {
+        self.pending.push_back(pending);
+    }
+
+    pub fn get_mut(&mut self, lsn: Lsn) -> Option<&mut Pending> {
+        let at = lsn.0.checked_sub(self.durable.0 + 1)?;
+        self.pending.get_mut(at as usize)
+    }
+
+    /// Block from which a checkpoint of the present durable state needs the log.
+    pub fn replay_seq(&self, next_seq: u64) -> u64 {
+        self.pending.front().map_or(next_seq, |p| p.place.first)
+    }
+
+    pub fn drain_tags(&mut self) -> Vec<u64> {
+        let mut tags: Vec<u64> = self.pending.drain(..).filter_map(|p| p.tag).collect();
+        tags.extend(self.barriers.drain(..).map(|(_, tag)| tag));
+        tags
+    }
+
+    /// The durable LSN that log blocks may carry. An entry that a later one resolves counts only together with that
+    /// one, because replay executes entries up to the recorded LSN without looking further.
+    pub fn announced(&self) -> Lsn {
+        let unresolved = self.resolutions.iter().filter(|(_, m)| *m > self.durable).map(|(n, _)| n.previous());
+        unresolved.min().map_or(self.durable, |n| n.min(self.durable))
+    }
+
+    fn advance_written(&mut self, log_written_seq: u64) {
+        while let Some(next) = self.get_mut(self.written.next()) {
+            if next.writes_left > 0 || !next.failed.is_empty() || next.place.last >= log_written_seq {
+                return;
+            }
+            self.written = self.written.next();
+        }
+    }
+}
+
+/// Executes an entry on the memory state; the only place that does, in operation and in replay.
+pub(crate) fn execute(index: &mut Index, lsn: Lsn, change: &Change) -> crate::index::Effect {
+    debug_assert!(lsn > Lsn(0));
+    index.apply(change)
+}
+
+/// Remembers the requests of an entry.
+pub(crate) fn execute_requests(requests: &mut Requests, lsn: Lsn, change: &Change) {
+    match change.kind {
+        Kind::Write | Kind::Zero | Kind::Delete => requests.apply(&change.origin, change.version, change.object, lsn),
+        Kind::Restore | Kind::RestoreDeleted => requests.apply_restored(&change.requests, change.object, lsn),
+        Kind::Collect | Kind::Repair | Kind::Relocate | Kind::Cancel => {}
+    }
+}
+
+impl Store {
+    /// Appends an entry to the log and to the pending ones.
+    pub(crate) fn log_append(&mut self, change: &Change) -> Place {
+        let place = self.log.append(change, self.commit.announced());
+        self.counters.entries += 1;
+        place
+    }
+
+    /// Seals what is due and hands sealed blocks to the device.
+    pub(crate) fn log_flow(&mut self) {
+        if self.log.is_seal_due() {
+            self.log.seal(self.commit.announced());
+        }
+        let is_worth = self.commit.announced() > self.commit.recorded;
+        if self.mark_wanted && !self.log.has_open_entries() && !self.log.has_unwritten() {
+            self.mark_wanted = false;
+            if is_worth && self.log.free() > 1 {
+                self.log.mark(self.commit.announced(), false);
+            }
+        }
+        while let Some(write) = self.log.next_write() {
+            self.log_write(write, 1);
+        }
+    }
+
+    fn log_write(&mut self, write: BlockWrite, attempts: u32) {
+        let op = DeviceOp::Write { offset: self.geometry.log_block_offset(write.seq), data: write.data.clone() };
+        self.counters.log_bytes_written += write.data.len() as u64 * BLOCK;
+        self.counters.log_writes += 1;
+        self.request(Job::Log { write, attempts }, op);
+    }
+
+    pub(crate) fn log_written(&mut self, write: BlockWrite, attempts: u32, result: Result<(), DeviceError>) {
+        match result {
+            Ok(()) => self.log.handle_written(write.seq, write.data.len() as u64),
+            Err(error) => {
+                self.counters.io_errors += 1;
+                if attempts >= LOG_ATTEMPTS_MAX {
+                    return self.fail_io("writing the log", error);
+                }
+                self.log_write(write, attempts + 1);
+            }
+        }
+    }
+
+    /// Starts a flush if something waits for one.
+    pub(crate) fn flush_flow(&mut self) {
+        let cover = FlushCover {
+            written: self.commit.written,
+            recorded: self.log.written_durable(),
+            seq: self.log.written_seq(),
+        };
+        let has_news = cover.written > self.commit.durable || cover.seq > self.commit.durable_seq;
+        if self.flushes.can_start() && (has_news || self.flushes.is_wanted()) {
+            self.flushes.start();
+            self.counters.flushes += 1;
+            self.request(Job::Flush(cover), DeviceOp::Flush);
+        }
+    }
+
+    pub(crate) fn flushed(&mut self, cover: FlushCover, result: Result<(), DeviceError>) {
+        if let Err(error) = result {
+            self.counters.io_errors += 1;
+            // After a failed flush nobody knows what is durable, and a second one would lie.
+            return self.fail_io("flushing", error);
+        }
+        self.flushes.complete();
+        self.make_durable(cover);
+    }
+
+    /// Looks how far everything is written, and on a write-through device calls it durable.
+    pub(crate) fn commit_advance(&mut self) {
+        self.commit.advance_written(self.log.written_seq());
+        if !self.flushes.is_needed() {
+            let seq = self.log.written_seq();
+            let (written, recorded) = (self.commit.written, self.log.written_durable());
+            self.make_durable(FlushCover { written, recorded, seq });
+        }
+    }
+
+    fn make_durable(&mut self, cover: FlushCover) {
+        self.commit.durable_seq = self.commit.durable_seq.max(cover.seq);
+        while self.commit.durable < cover.written {
+            let Some(pending) = self.commit.pending.pop_front() else { break };
+            self.commit.durable = self.commit.durable.next();
+            self.execute_pending(pending);
+        }
+        self.commit.recorded = self.commit.recorded.max(cover.recorded);
+        let durable = self.commit.durable;
+        self.commit.resolutions.retain(|&(_, m)| m > durable);
+        self.finish_barriers();
+    }
+
+    fn execute_pending(&mut self, pending: Pending) {
+        let lsn = self.commit.durable;
+        let mut freed = pending.abandoned;
+        let mut outcome = ShardOutcome::Done;
+        self.reserved.sectors -= freed.iter().map(|r| u64::from(r.count)).sum::<u64>();
+        if pending.cancelled {
+            // Its good sectors are among the abandoned ones.
+            outcome = ShardOutcome::Failed(Status::Io);
+        } else {
+            let sectors: u64 = pending.change.extents.iter().map(|e| u64::from(e.run().count)).sum();
+            if !pending.change.kind.is_about_entry() {
+                self.reserved.sectors -= sectors;
+            }
+            let effect = execute(&mut self.index, lsn, &pending.change);
+            execute_requests(&mut self.requests, lsn, &pending.change);
+            freed.extend(effect.freed);
+            if effect.refused {
+                outcome = ShardOutcome::Failed(Status::Retry);
+            }
+        }
+        self.quarantine.add(lsn, self.reads.next_number(), freed);
+        self.reserved.give_back(pending.growth, pending.metadata, pending.is_new_object);
+        let partition = partition_of(&pending.change.object, self.geometry.partitions);
+        self.checkpoints.set_accounted(partition, self.index.partition_bytes(partition));
+        self.forget_newest(&pending.change);
+        if let Some(tag) = pending.tag {
+            self.finish(tag, outcome);
+        }
+    }
+
+    fn forget_newest(&mut self, change: &Change) {
+        if change.kind.is_about_entry() {
+            return;
+        }
+        if let std::collections::hash_map::Entry::Occupied(mut entry) = self.commit.newest.entry(change.object) {
+            entry.get_mut().pending -= 1;
+            if entry.get().pending == 0 {
+                entry.remove();
+            }
+        }
+    }
+
+    fn finish_barriers(&mut self) {
+        while self.commit.barriers.front().is_some_and(|&(lsn, _)| lsn <= self.commit.durable) {
+            if let Some((_, tag)) = self.commit.barriers.pop_front() {
+                self.finish(tag, ShardOutcome::Done);
+            }
+        }
+    }
+
+    /// Gives back what nobody can need any more.
+    pub(crate) fn release_quarantine(&mut self) {
+        if self.state != StoreState::Running {
+            return;
+        }
+        let (recorded, oldest) = (self.commit.recorded, self.reads.oldest_number());
+        while let Some(runs) = self.quarantine.pop(recorded, oldest) {
+            runs.into_iter().for_each(|run| self.release(run));
+        }
+    }
+
+    fn release(&mut self, run: Run) {
+        let least = self.config.discard_sectors_min;
+        if least == 0 || run.count < least {
+            return self.allocator.release(run);
+        }
+        self.discards += u64::from(run.count);
+        let op = DeviceOp::Discard { offset: self.geometry.sector_offset(run.start), len: u64::from(run.count) * BLOCK };
+        self.request(Job::Discard(run), op);
+    }
+
+    pub(crate) fn discarded(&mut self, run: Run) {
+        self.discards -= u64::from(run.count);
+        self.allocator.release(run);
+    }
+
+    /// The entry could not be appended although space was reserved for it.
+    pub(crate) fn fail_log_full(&mut self) {
+        self.fail(OpenError::LogFull);
+    }
+}

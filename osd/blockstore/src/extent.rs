@@ -1,0 +1,208 @@
+//! Where sectors of an object lie in the data area: packed extents and the editing of extent lists.
+
+use cluster_proto::SectorRange;
+use cluster_proto::limits::SECTORS_PER_OBJECT_MAX;
+use smallvec::SmallVec;
+
+const SECTOR_BITS: u32 = 10;
+const SECTOR_MASK: u64 = (1 << SECTOR_BITS) - 1;
+
+const _: () = assert!(SECTORS_PER_OBJECT_MAX == 1 << SECTOR_BITS);
+
+/// Sectors of the data area, `start .. start + count`. Sector 0 is the first of the data area.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Run {
+    /// First sector of the data area.
+    pub start: u64,
+    /// Number of sectors, at least 1.
+    pub count: u32,
+}
+
+impl Run {
+    /// One past the last sector.
+    pub fn end(self) -> u64 {
+        self.start + u64::from(self.count)
+    }
+}
+
+/// A few runs, inline for small writes.
+pub type Runs = SmallVec<[Run; 2]>;
+
+/// Sectors of an object that lie together in the data area, in one word, in memory as on disk:
+/// bits 0-9 count - 1, bits 10-19 first sector of the object, bits 20-63 first sector of the data area (64 PiB).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Extent(u64);
+
+impl Extent {
+    /// `sectors` of the object, stored from sector `at` of the data area.
+    pub fn new(sectors: SectorRange, at: u64) -> Extent {
+        debug_assert!(sectors.count > 0 && sectors.end() <= SECTORS_PER_OBJECT_MAX && at < 1 << 44);
+        Extent(at << (2 * SECTOR_BITS) | u64::from(sectors.start) << SECTOR_BITS | u64::from(sectors.count - 1))
+    }
+
+    /// From its stored form; any word decodes, [`Extent::is_valid`] judges it.
+    pub const fn from_raw(raw: u64) -> Extent {
+        Extent(raw)
+    }
+
+    /// The stored form.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+
+    /// Sectors of the object.
+    pub const fn sectors(self) -> SectorRange {
+        SectorRange::new((self.0 >> SECTOR_BITS & SECTOR_MASK) as u32, (self.0 & SECTOR_MASK) as u32 + 1)
+    }
+
+    /// Sectors of the data area.
+    pub const fn run(self) -> Run {
+        Run { start: self.0 >> (2 * SECTOR_BITS), count: (self.0 & SECTOR_MASK) as u32 + 1 }
+    }
+
+    /// Whether it lies inside the largest object and inside a data area of `data_sectors`.
+    pub fn is_valid(self, data_sectors: u64) -> bool {
+        self.sectors().end() <= SECTORS_PER_OBJECT_MAX && self.run().end() <= data_sectors
+    }
+
+    /// The part of it that lies in `range`.
+    pub fn part(self, range: SectorRange) -> Option<Extent> {
+        let own = self.sectors();
+        let start = own.start.max(range.start);
+        let end = own.end().min(range.end());
+        (start < end)
+            .then(|| Extent::new(SectorRange::new(start, end - start), self.run().start + u64::from(start - own.start)))
+    }
+
+    /// Whether `next` goes on where this ends, in the object and on the device.
+    fn is_followed_by(self, next: Extent) -> bool {
+        self.sectors().end() == next.sectors().start && self.run().end() == next.run().start
+    }
+
+    fn joined(self, next: Extent) -> Extent {
+        let own = self.sectors();
+        Extent::new(SectorRange::new(own.start, own.count + next.sectors().count), self.run().start)
+    }
+}
+
+impl std::fmt::Debug for Extent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (s, r) = (self.sectors(), self.run());
+        write!(f, "{}+{}@{}", s.start, s.count, r.start)
+    }
+}
+
+/// Extents of a log entry, inline for small writes.
+pub type Extents = SmallVec<[Extent; 2]>;
+
+/// Whether extents ascend, are disjoint and lie inside the data area.
+pub fn are_valid(extents: &[Extent], data_sectors: u64) -> bool {
+    let mut end = 0;
+    extents.iter().all(|e| {
+        let fits = e.sectors().start >= end && e.is_valid(data_sectors);
+        end = e.sectors().end();
+        fits
+    })
+}
+
+/// Sectors that extents hold.
+pub fn sector_count(extents: &[Extent]) -> u32 {
+    extents.iter().map(|e| e.sectors().count).sum()
+}
+
+/// An object's extents with one checksum per sector held: the editable form of what the arena packs.
+#[derive(Default, Debug, Clone, PartialEq)]
+pub struct ExtentList {
+    /// Ascending, disjoint.
+    pub extents: Vec<Extent>,
+    /// One per sector, in the order of `extents`.
+    pub crcs: Vec<u32>,
+}
+
+impl ExtentList {
+    /// Forgets everything, keeping memory.
+    pub fn clear(&mut self) {
+        self.extents.clear();
+        self.crcs.clear();
+    }
+
+    /// Appends an extent that lies behind all others, joining it to the last one where possible.
+    pub fn push(&mut self, extent: Extent, crcs: &[u32]) {
+        debug_assert_eq!(extent.sectors().count as usize, crcs.len());
+        match self.extents.last_mut() {
+            Some(last) if last.is_followed_by(extent) => *last = last.joined(extent),
+            _ => self.extents.push(extent),
+        }
+        self.crcs.extend_from_slice(crcs);
+    }
+
+    /// Appends the parts of `old` that lie in `range`.
+    fn push_parts(&mut self, old: &ExtentList, range: SectorRange) {
+        let mut at = 0;
+        for &extent in &old.extents {
+            if let Some(part) = extent.part(range) {
+                let first = at + (part.sectors().start - extent.sectors().start) as usize;
+                self.push(part, &old.crcs[first..first + part.sectors().count as usize]);
+            }
+            at += extent.sectors().count as usize;
+        }
+    }
+
+    /// Makes this the content of `old` with `range` replaced by `new` (whose extents lie in `range`; what they do not
+    /// cover becomes a hole). Returns the runs that are no longer used.
+    pub fn replaced(&mut self, old: &ExtentList, range: SectorRange, new: &[Extent], crcs: &[u32]) -> Runs {
+        self.clear();
+        self.push_parts(old, SectorRange::new(0, range.start));
+        let mut at = 0;
+        for &extent in new {
+            let count = extent.sectors().count as usize;
+            self.push(extent, &crcs[at..at + count]);
+            at += count;
+        }
+        self.push_parts(old, SectorRange::new(range.end(), SECTORS_PER_OBJECT_MAX - range.end()));
+        old.extents.iter().filter_map(|e| e.part(range)).map(Extent::run).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(start: u32, count: u32, at: u64) -> Extent {
+        Extent::new(SectorRange::new(start, count), at)
+    }
+
+    #[test]
+    fn packing_keeps_every_field() {
+        let e = extent(1023, 1, (1 << 44) - 1);
+        assert_eq!(e.sectors(), SectorRange::new(1023, 1));
+        assert_eq!(e.run(), Run { start: (1 << 44) - 1, count: 1 });
+        let whole = extent(0, 1024, 5);
+        assert_eq!((whole.sectors().count, whole.run().end()), (1024, 1029));
+        assert!(!Extent::from_raw(u64::MAX).is_valid(u64::MAX), "sectors beyond the object");
+        assert!(!whole.is_valid(1028));
+    }
+
+    #[test]
+    fn replacing_the_middle_splits_and_frees() {
+        let mut old = ExtentList::default();
+        old.push(extent(0, 8, 100), &[0, 1, 2, 3, 4, 5, 6, 7]);
+        let mut new = ExtentList::default();
+        let freed = new.replaced(&old, SectorRange::new(2, 3), &[extent(2, 3, 50)], &[72, 73, 74]);
+        assert_eq!(new.extents, [extent(0, 2, 100), extent(2, 3, 50), extent(5, 3, 105)]);
+        assert_eq!(new.crcs, [0, 1, 72, 73, 74, 5, 6, 7]);
+        assert_eq!(freed.as_slice(), [Run { start: 102, count: 3 }]);
+    }
+
+    #[test]
+    fn neighbours_join_and_punches_leave_holes() {
+        let mut list = ExtentList::default();
+        list.push(extent(4, 2, 10), &[1, 2]);
+        list.push(extent(6, 2, 12), &[3, 4]);
+        assert_eq!(list.extents, [extent(4, 4, 10)]);
+        let mut punched = ExtentList::default();
+        let freed = punched.replaced(&list, SectorRange::new(0, 5), &[], &[]);
+        assert_eq!(punched.extents, [extent(5, 3, 11)]);
+        assert_eq!((punched.crcs.as_slice(), freed[0].start), ([2, 3, 4].as_slice(), 10));
+    }
+}

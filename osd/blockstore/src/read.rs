@@ -1,0 +1,236 @@
+//! Reads: an object's sectors are looked up in the index, read run by run and verified before anything is handed out.
+//!
+//! Previous hop: `osd/core/src/read.rs`. Next hop: the device, through the driver.
+
+use std::collections::VecDeque;
+
+use buffer::{Buffer, BufferMut};
+use cluster_proto::crc::{Crcs, ZERO_SECTOR_CRC, crc32c};
+use cluster_proto::ids::{ObjectId, Version};
+use cluster_proto::limits::{BLOCK_SIZE_MAX, SECTORS_PER_OBJECT_MAX};
+use cluster_proto::shard::{ObjectContent, ShardOutcome};
+use cluster_proto::{SECTOR, SectorRange, Status};
+use smallvec::SmallVec;
+
+use crate::device::{DeviceError, DeviceOp, Slab};
+use crate::extent::{Extent, Run};
+use crate::store::{Job, Store};
+
+/// One device read: sectors of the object that lie together on the device and in the result.
+struct Piece {
+    sectors: SectorRange,
+    run: Run,
+    /// First sector of the result.
+    at: usize,
+}
+
+struct ReadOp {
+    tag: u64,
+    number: u64,
+    version: Version,
+    /// Content to complete, if the whole object was asked for.
+    fetch: Option<ObjectContent>,
+    data: BufferMut,
+    crcs: Crcs,
+    pieces: SmallVec<[Piece; 2]>,
+    left: usize,
+    bad: SmallVec<[SectorRange; 2]>,
+}
+
+/// Reads in progress.
+pub(crate) struct Reads {
+    ops: Slab<ReadOp>,
+    /// For reads from `oldest` on: whether they have ended. Reads are numbered so that freed sectors can wait for them.
+    ended: VecDeque<bool>,
+    oldest: u64,
+}
+
+impl Reads {
+    pub fn new() -> Reads {
+        Reads { ops: Slab::new(), ended: VecDeque::new(), oldest: 0 }
+    }
+
+    /// Number the next read gets.
+    pub fn next_number(&self) -> u64 {
+        self.oldest + self.ended.len() as u64
+    }
+
+    /// Number of the oldest read in progress; if there is none, of the next.
+    pub fn oldest_number(&self) -> u64 {
+        self.oldest
+    }
+
+    fn end(&mut self, number: u64) {
+        self.ended[(number - self.oldest) as usize] = true;
+        while self.ended.front() == Some(&true) {
+            self.ended.pop_front();
+            self.oldest += 1;
+        }
+    }
+
+    pub fn drain_tags(&mut self) -> Vec<u64> {
+        self.oldest = self.next_number();
+        self.ended.clear();
+        self.ops.drain().into_iter().map(|op| op.tag).collect()
+    }
+}
+
+/// Collects what a read must fetch.
+#[derive(Default)]
+struct Plan {
+    pieces: SmallVec<[Piece; 2]>,
+}
+
+impl Plan {
+    fn add(&mut self, extent: Extent, at: usize) {
+        let (sectors, run) = (extent.sectors(), extent.run());
+        if let Some(last) = self.pieces.last_mut() {
+            let is_neighbour = last.run.end() == run.start && last.sectors.end() == sectors.start;
+            if is_neighbour && last.at + last.sectors.count as usize == at {
+                last.sectors.count += sectors.count;
+                last.run.count += run.count;
+                return;
+            }
+        }
+        self.pieces.push(Piece { sectors, run, at });
+    }
+}
+
+impl Store {
+    /// Begins reading sectors.
+    pub(crate) fn read_start(&mut self, tag: u64, object: ObjectId, sectors: SectorRange) {
+        if !sectors.is_valid(BLOCK_SIZE_MAX) {
+            return self.finish(tag, ShardOutcome::Failed(Status::Invalid));
+        }
+        let mut crcs = Crcs::from_elem(ZERO_SECTOR_CRC, sectors.count as usize);
+        let mut plan = Plan::default();
+        let mut version = Version::NONE;
+        if let Some(view) = self.index.object(&object) {
+            version = view.version;
+            for (extent, part) in view.parts(sectors) {
+                let at = (extent.sectors().start - sectors.start) as usize;
+                crcs[at..at + part.len()].copy_from_slice(part);
+                plan.add(extent, at);
+            }
+        }
+        self.read_plan(tag, version, None, crcs, plan);
+    }
+
+    /// Begins reading a whole object.
+    pub(crate) fn fetch_start(&mut self, tag: u64, object: ObjectId) {
+        let mut content = ObjectContent { requests: self.requests.of_object(&object), ..ObjectContent::default() };
+        let mut plan = Plan::default();
+        let mut crcs = Crcs::new();
+        let mut version = Version::NONE;
+        if let Some(view) = self.index.object(&object) {
+            version = view.version;
+            content.deleted = view.deleted;
+            for (extent, part) in view.parts(SectorRange::new(0, SECTORS_PER_OBJECT_MAX)) {
+                plan.add(extent, crcs.len());
+                crcs.extend_from_slice(part);
+                match content.extents.last_mut() {
+                    Some(last) if last.end() == extent.sectors().start => last.count += extent.sectors().count,
+                    _ => content.extents.push(extent.sectors()),
+                }
+            }
+        }
+        self.read_plan(tag, version, Some(content), crcs, plan);
+    }
+
+    fn read_plan(&mut self, tag: u64, version: Version, fetch: Option<ObjectContent>, crcs: Crcs, plan: Plan) {
+        let len = crcs.len() * SECTOR;
+        let read: usize = plan.pieces.iter().map(|p| p.run.count as usize * SECTOR).sum();
+        // Everything in one piece: the device's buffer becomes the result. Otherwise pieces are gathered.
+        let data = match plan.pieces.len() {
+            1 if read == len => BufferMut::for_overwrite(0),
+            _ if read == len => BufferMut::for_overwrite(len),
+            _ => BufferMut::zeroed(len),
+        };
+        let number = self.reads.next_number();
+        let left = plan.pieces.len();
+        let op = ReadOp { tag, number, version, fetch, data, crcs, pieces: plan.pieces, left, bad: SmallVec::new() };
+        if left == 0 {
+            let outcome = outcome_of(op);
+            return self.finish(tag, outcome);
+        }
+        self.reads.ended.push_back(false);
+        let wanted: SmallVec<[Run; 2]> = op.pieces.iter().map(|p| p.run).collect();
+        let read = self.reads.ops.insert(op);
+        for (piece, run) in wanted.into_iter().enumerate() {
+            let len = run.count as usize * SECTOR;
+            self.counters.reads += 1;
+            self.counters.read_bytes += len as u64;
+            let op = DeviceOp::Read { offset: self.geometry.sector_offset(run.start), len };
+            self.request(Job::Read { read, piece }, op);
+        }
+    }
+
+    /// A device read has ended.
+    pub(crate) fn read_piece_done(&mut self, read: u64, piece: usize, result: Result<BufferMut, DeviceError>) {
+        let Some(op) = self.reads.ops.get_mut(read) else { return };
+        let piece = &op.pieces[piece];
+        let sectors = piece.sectors;
+        let len = sectors.bytes();
+        match result {
+            Ok(bytes) if bytes.len() == len => {
+                let expected = &op.crcs[piece.at..piece.at + sectors.count as usize];
+                let before = op.bad.len();
+                verify(&bytes, expected, sectors, &mut op.bad);
+                self.counters.crc_errors += op.bad[before..].iter().map(|b| u64::from(b.count)).sum::<u64>();
+                let at = piece.at * SECTOR;
+                if op.data.is_empty() {
+                    op.data = bytes;
+                } else {
+                    op.data[at..at + len].copy_from_slice(&bytes);
+                }
+            }
+            // What cannot be read is damaged too: another copy will replace it.
+            _ => {
+                self.counters.io_errors += 1;
+                op.bad.push(sectors);
+            }
+        }
+        op.left -= 1;
+        if op.left == 0 {
+            self.read_finish(read);
+        }
+    }
+
+    fn read_finish(&mut self, read: u64) {
+        let Some(op) = self.reads.ops.remove(read) else { return };
+        self.reads.end(op.number);
+        let tag = op.tag;
+        self.finish(tag, outcome_of(op));
+    }
+}
+
+/// Adds the runs of sectors that do not match their checksums.
+fn verify(bytes: &[u8], crcs: &[u32], sectors: SectorRange, bad: &mut SmallVec<[SectorRange; 2]>) {
+    let is_fresh = bad.len();
+    for (i, (sector, &crc)) in bytes.chunks_exact(SECTOR).zip(crcs).enumerate() {
+        if crc32c(sector) == crc {
+            continue;
+        }
+        let at = sectors.start + i as u32;
+        match bad[is_fresh..].last_mut() {
+            Some(last) if last.end() == at => last.count += 1,
+            _ => bad.push(SectorRange::new(at, 1)),
+        }
+    }
+}
+
+fn outcome_of(op: ReadOp) -> ShardOutcome {
+    if !op.bad.is_empty() {
+        let mut sectors = op.bad;
+        sectors.sort_unstable();
+        return ShardOutcome::Corrupt { version: op.version, sectors };
+    }
+    let data: Buffer = op.data.freeze();
+    match op.fetch {
+        Some(content) => {
+            let content = ObjectContent { data, crcs: op.crcs, ..content };
+            ShardOutcome::Fetched { version: op.version, content }
+        }
+        None => ShardOutcome::Read { version: op.version, data, crcs: op.crcs },
+    }
+}

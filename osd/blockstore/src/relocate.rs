@@ -1,0 +1,99 @@
+//! What happens when data cannot be written: the sectors are taken out of use, the data goes elsewhere, and a Relocate
+//! entry tells replay where; if that does not work either, a Cancel entry takes the mutation back and it fails with `Io`.
+//! The mutation keeps its place in the order: nothing behind it is reported before it is resolved.
+
+use cluster_proto::SectorRange;
+
+use crate::commit::Pending;
+use crate::extent::{Extent, Run, Runs};
+use crate::format::log::{Change, Kind, Lsn};
+use crate::reserve::Need;
+use crate::store::Store;
+use crate::write::lay_out;
+
+/// Places tried for one mutation.
+const ATTEMPTS_MAX: u32 = 3;
+/// Free log blocks below which a mutation is cancelled rather than relocated: a Cancel entry is short.
+const RELOCATE_BLOCKS_MIN: u64 = 8;
+
+impl Store {
+    /// All device writes of an entry's data have ended.
+    pub(crate) fn data_finished(&mut self, lsn: Lsn) {
+        let Some(pending) = self.commit.get_mut(lsn) else { return };
+        if !pending.failed.is_empty() {
+            self.relocate(lsn);
+        } else if pending.attempts > 0 {
+            let (kind, extents) = (Kind::Relocate, pending.change.extents.clone());
+            pending.data = buffer::Buffer::new();
+            self.resolve(lsn, kind, &extents);
+        } else {
+            pending.data = buffer::Buffer::new();
+        }
+    }
+
+    fn relocate(&mut self, lsn: Lsn) {
+        let log_has_room = self.log.free() >= RELOCATE_BLOCKS_MIN;
+        let Some(pending) = self.commit.get_mut(lsn) else { return };
+        pending.attempts += 1;
+        let bad = abandon(pending);
+        let (attempts, sectors) = (pending.attempts, pending.change.crcs.len() as u32);
+        self.counters.bad_sectors += bad;
+        self.reserved.sectors -= bad;
+        let runs = if attempts < ATTEMPTS_MAX && log_has_room { self.allocator.allocate(sectors) } else { None };
+        match runs {
+            Some(runs) => self.rewrite(lsn, &runs),
+            None => self.cancel(lsn),
+        }
+    }
+
+    /// Sends the data to another place.
+    fn rewrite(&mut self, lsn: Lsn, runs: &[Run]) {
+        self.reserved.sectors += runs.iter().map(|r| u64::from(r.count)).sum::<u64>();
+        let Some(pending) = self.commit.get_mut(lsn) else { return };
+        let sectors: Vec<SectorRange> = pending.change.extents.iter().map(|e| e.sectors()).collect();
+        pending.change.extents = lay_out(&sectors, runs);
+        let (extents, data) = (pending.change.extents.clone(), pending.data.clone());
+        let writes_left = self.stage(lsn, &extents, &data);
+        if let Some(pending) = self.commit.get_mut(lsn) {
+            pending.writes_left = writes_left;
+        }
+    }
+
+    fn cancel(&mut self, lsn: Lsn) {
+        if let Some(pending) = self.commit.get_mut(lsn) {
+            pending.cancelled = true;
+            pending.data = buffer::Buffer::new();
+        }
+        self.resolve(lsn, Kind::Cancel, &[]);
+    }
+
+    /// Logs an entry about entry `lsn`, which from now on waits for that one's block too.
+    fn resolve(&mut self, lsn: Lsn, kind: Kind, extents: &[Extent]) {
+        if self.log.free() < RELOCATE_BLOCKS_MIN / 2 {
+            return self.fail_log_full();
+        }
+        let Some(target) = self.commit.get_mut(lsn) else { return };
+        let (object, origin) = (target.change.object, cluster_proto::shard::Origin::NONE);
+        let version = cluster_proto::Version(lsn.0);
+        let mut change = Change::new(kind, object, version, origin, target.change.sectors);
+        change.extents.extend_from_slice(extents);
+        let place = self.log_append(&change);
+        if let Some(target) = self.commit.get_mut(lsn) {
+            target.place.last = place.last;
+        }
+        self.commit.resolutions.push_back((lsn, place.lsn));
+        let need = Need { entry_bytes: 0, sectors: 0, growth: 0, is_new_object: false, is_privileged: true };
+        self.commit.push(Pending::new(change, place, &need));
+    }
+}
+
+/// Splits the extents of a failed try into good runs, which are set aside, and bad ones, whose sectors are returned.
+fn abandon(pending: &mut Pending) -> u64 {
+    let failed = std::mem::replace(&mut pending.failed, Runs::new());
+    for extent in &pending.change.extents {
+        if !failed.contains(&extent.run()) {
+            pending.abandoned.push(extent.run());
+        }
+    }
+    failed.iter().map(|r| u64::from(r.count)).sum()
+}

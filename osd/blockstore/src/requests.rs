@@ -1,0 +1,221 @@
+//! Requests of clients that took effect and may be repeated: client -> floor and applied {seq -> version, object}.
+
+use std::collections::BTreeMap;
+
+use cluster_proto::ids::{ClientId, ObjectId, Version};
+use cluster_proto::layout::LayerRef;
+use cluster_proto::shard::{AppliedRequest, Origin, RequestState};
+
+use crate::format::checkpoint::{ContentWriter, StoredClient, StoredRequest};
+use crate::format::log::{Lsn, REQUESTS_PER_RESTORE_MAX};
+
+/// Memory of one remembered request, tree overhead included. Bytes, estimated.
+const REQUEST_MEMORY: u64 = 80;
+
+#[derive(Default)]
+struct Client {
+    floor: u64,
+    last_lsn: Lsn,
+    applied: BTreeMap<u64, (Version, ObjectId)>,
+}
+
+/// What the store remembers of clients. Bounded: when it is full, the clients that were silent longest are forgotten,
+/// then the oldest requests of the remaining one.
+pub struct Requests {
+    clients: BTreeMap<ClientId, Client>,
+    count: u64,
+    clients_max: u64,
+    requests_max: u64,
+}
+
+impl Requests {
+    /// Nothing remembered.
+    pub fn new(clients_max: u64, requests_max: u64) -> Requests {
+        Requests { clients: BTreeMap::new(), count: 0, clients_max, requests_max }
+    }
+
+    /// Remembers that a request took effect.
+    pub fn apply(&mut self, origin: &Origin, version: Version, object: ObjectId, lsn: Lsn) {
+        if origin.client == ClientId(0) {
+            return;
+        }
+        self.raise_floor(origin.client, origin.floor);
+        self.remember(origin.client, origin.seq, version, object, lsn);
+        self.enforce_limits();
+    }
+
+    /// Remembers requests that came with a restored object.
+    pub fn apply_restored(&mut self, requests: &[AppliedRequest], object: ObjectId, lsn: Lsn) {
+        for r in requests {
+            self.remember(r.client, r.seq, r.version, object, lsn);
+        }
+        self.enforce_limits();
+    }
+
+    fn remember(&mut self, client: ClientId, seq: u64, version: Version, object: ObjectId, lsn: Lsn) {
+        let own = self.clients.entry(client).or_default();
+        own.last_lsn = own.last_lsn.max(lsn);
+        if seq >= own.floor && own.applied.insert(seq, (version, object)).is_none() {
+            self.count += 1;
+        }
+    }
+
+    /// Forgets the requests below a client's floor. A client never heard of is not remembered for it.
+    pub fn raise_floor(&mut self, client: ClientId, floor: u64) {
+        let Some(own) = self.clients.get_mut(&client) else { return };
+        if floor > own.floor {
+            own.floor = floor;
+            while own.applied.first_key_value().is_some_and(|(&seq, _)| seq < floor) {
+                own.applied.pop_first();
+                self.count -= 1;
+            }
+        }
+    }
+
+    fn enforce_limits(&mut self) {
+        if self.clients.len() as u64 <= self.clients_max && self.count <= self.requests_max {
+            return;
+        }
+        let mut silent: Vec<_> = self.clients.iter().map(|(&id, c)| (c.last_lsn, id)).collect();
+        silent.sort_unstable();
+        silent.pop();
+        // An eighth more than needed, so that the next eviction is far away.
+        let (clients, requests) = (self.clients_max * 7 / 8, self.requests_max * 7 / 8);
+        for (_, id) in silent {
+            if self.clients.len() as u64 <= clients.max(1) && self.count <= requests {
+                return;
+            }
+            self.count -= self.clients.remove(&id).map_or(0, |c| c.applied.len() as u64);
+        }
+        for client in self.clients.values_mut() {
+            while self.count > requests && client.applied.pop_first().is_some() {
+                self.count -= 1;
+            }
+        }
+    }
+
+    /// What is known of a request.
+    pub fn state(&self, client: ClientId, seq: u64) -> RequestState {
+        match self.clients.get(&client) {
+            Some(own) if seq < own.floor => RequestState::BelowFloor,
+            Some(own) => own.applied.get(&seq).map_or(RequestState::Unknown, |&(v, _)| RequestState::Applied(v)),
+            None => RequestState::Unknown,
+        }
+    }
+
+    /// Remembered requests that changed an object, ascending; the newest if there are too many for one message.
+    pub fn of_object(&self, object: &ObjectId) -> Vec<AppliedRequest> {
+        let mut found: Vec<_> = self
+            .clients
+            .iter()
+            .flat_map(|(&client, own)| own.applied.iter().map(move |(&seq, &(version, o))| (client, seq, version, o)))
+            .filter(|(.., o)| o == object)
+            .map(|(client, seq, version, _)| AppliedRequest { client, seq, version })
+            .collect();
+        if found.len() > REQUESTS_PER_RESTORE_MAX {
+            found.sort_unstable_by_key(|r| std::cmp::Reverse(r.version));
+            found.truncate(REQUESTS_PER_RESTORE_MAX);
+            found.sort_unstable();
+        }
+        found
+    }
+
+    /// Requests remembered.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Bytes of memory, estimated.
+    pub fn memory_bytes(&self) -> u64 {
+        self.count * REQUEST_MEMORY + self.clients.len() as u64 * size_of::<Client>() as u64
+    }
+
+    /// Takes a client in from a checkpoint.
+    pub fn load_client(&mut self, stored: StoredClient) {
+        let own = self.clients.entry(stored.client).or_default();
+        own.floor = stored.floor;
+        own.last_lsn = stored.last_lsn;
+    }
+
+    /// Takes a request in from a checkpoint, after its client.
+    pub fn load_request(&mut self, stored: StoredRequest) {
+        self.remember(stored.client, stored.seq, stored.version, stored.object, Lsn(0));
+    }
+
+    /// The checkpoint's content.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = ContentWriter::default();
+        for (&client, own) in &self.clients {
+            writer.client(StoredClient { client, floor: own.floor, last_lsn: own.last_lsn });
+        }
+        let mut layers = BTreeMap::new();
+        for (&client, own) in &self.clients {
+            for (&seq, &(version, object)) in &own.applied {
+                let layer = LayerRef { pool: object.pool, lineage: object.lineage, layer: object.layer };
+                let key = (layer.pool, layer.lineage, layer.layer);
+                let number = *layers.entry(key).or_insert_with(|| writer.layer(layer));
+                writer.request(number, StoredRequest { client, seq, version, object });
+            }
+        }
+        writer.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::checkpoint::ContentReader;
+    use cluster_proto::ids::{LayerId, PoolId};
+
+    const OBJECT: ObjectId = ObjectId { pool: PoolId(1), lineage: LayerId(2), layer: LayerId(3), index: 4 };
+
+    fn origin(client: u64, seq: u64, floor: u64) -> Origin {
+        Origin { client: ClientId(client), seq, floor }
+    }
+
+    #[test]
+    fn floors_prune_and_answer() {
+        let mut r = Requests::new(10, 100);
+        r.apply(&origin(7, 5, 3), Version(1), OBJECT, Lsn(1));
+        r.apply(&origin(7, 6, 3), Version(2), OBJECT, Lsn(2));
+        assert_eq!(r.state(ClientId(7), 5), RequestState::Applied(Version(1)));
+        assert_eq!(r.state(ClientId(7), 4), RequestState::Unknown);
+        assert_eq!(r.state(ClientId(7), 2), RequestState::BelowFloor);
+        r.raise_floor(ClientId(7), 6);
+        assert_eq!(r.state(ClientId(7), 5), RequestState::BelowFloor);
+        assert_eq!((r.count(), r.of_object(&OBJECT).len()), (1, 1));
+        r.apply(&Origin::NONE, Version(9), OBJECT, Lsn(3));
+        assert_eq!(r.count(), 1);
+    }
+
+    #[test]
+    fn the_table_survives_its_checkpoint() {
+        let mut r = Requests::new(10, 100);
+        for seq in 10..20 {
+            r.apply(&origin(seq % 3 + 1, seq, 5), Version(seq), OBJECT, Lsn(seq));
+        }
+        let bytes = r.encode();
+        let mut reader = ContentReader::new(&bytes).expect("sensible");
+        assert!(reader.object().expect("sensible").is_none());
+        let mut loaded = Requests::new(10, 100);
+        while let Some(c) = reader.client().expect("sensible") {
+            loaded.load_client(c);
+        }
+        while let Some(q) = reader.request().expect("sensible") {
+            loaded.load_request(q);
+        }
+        assert_eq!(loaded.encode(), bytes);
+        assert_eq!(loaded.of_object(&OBJECT), r.of_object(&OBJECT));
+    }
+
+    #[test]
+    fn a_full_table_forgets_the_silent_first() {
+        let mut r = Requests::new(4, 16);
+        for seq in 1..=100 {
+            r.apply(&origin(1, seq, 0), Version(seq), OBJECT, Lsn(2 * seq));
+            r.apply(&origin(seq % 3 + 2, seq, 0), Version(seq), OBJECT, Lsn(2 * seq + 1));
+            assert!(r.count() <= 16);
+        }
+        assert!(matches!(r.state(ClientId(100 % 3 + 2), 100), RequestState::Applied(_)));
+    }
+}

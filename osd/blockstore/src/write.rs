@@ -1,0 +1,265 @@
+//! Mutations with data: Write, Repair and Restore.
+//!
+//! Previous hop: `osd/core/src/write.rs` gives the op to every member of the acting set; the driver (`osd/src`) hands a
+//! member's own share to [`crate::Store::submit`], and it begins here as soon as `reserve` has room for it.
+//! Next hop: the device, through the driver: the data write and the log block go out in parallel ([`crate::Store::poll_device`]);
+//! when both are done `commit` executes the change on the index and reports it.
+
+use buffer::Buffer;
+use cluster_proto::ids::{ObjectId, Version};
+use cluster_proto::limits::{BLOCK_SIZE_MAX, SECTORS_PER_OBJECT_MAX};
+use cluster_proto::shard::{ObjectContent, Origin, ShardOp};
+use cluster_proto::{ClientId, SECTOR, SectorRange, Status};
+use smallvec::SmallVec;
+
+use crate::commit::{Newest, Pending};
+use crate::device::{DeviceError, DeviceOp, Pieces};
+use crate::extent::{Extent, Extents, Run};
+use crate::format::log::{Change, Kind, Lsn, REQUESTS_PER_RESTORE_MAX};
+use crate::reserve::{Need, Refusal};
+use crate::store::{Job, Store};
+
+/// Bytes that are joined into one device write.
+const DATA_WRITE_BYTES_MAX: usize = 1 << 20;
+/// Pieces of one device write.
+const DATA_WRITE_PIECES_MAX: usize = 64;
+
+/// Data on its way to the device, not yet handed over.
+pub(crate) struct Staged {
+    pub lsn: Lsn,
+    pub run: Run,
+    pub data: Buffer,
+}
+
+/// A device write of data: which entries' runs it carries.
+pub(crate) struct DataWrite {
+    parts: SmallVec<[(Lsn, Run); 4]>,
+}
+
+/// Floors and sequence numbers that a log entry can hold.
+pub(crate) fn check_origin(origin: &Origin) -> Result<(), Refusal> {
+    let distance = origin.seq.checked_sub(origin.floor);
+    if distance.is_some_and(|d| d <= u64::from(u16::MAX)) { Ok(()) } else { Err(Refusal::Fail(Status::Invalid)) }
+}
+
+/// The data of a change, before it has a place.
+struct Payload<'a> {
+    sectors: SmallVec<[SectorRange; 1]>,
+    data: &'a Buffer,
+    crcs: &'a [u32],
+}
+
+impl Payload<'_> {
+    fn sector_count(&self) -> u32 {
+        self.sectors.iter().map(|s| s.count).sum()
+    }
+
+    /// Whether the ranges ascend and data and checksums fit them.
+    fn is_valid(&self) -> bool {
+        let mut end = 0;
+        let ordered = self.sectors.iter().all(|s| {
+            let fits = s.is_valid(BLOCK_SIZE_MAX) && s.start >= end;
+            end = if fits { s.end() } else { u32::MAX };
+            fits
+        });
+        ordered
+            && self.crcs.len() == self.sector_count() as usize
+            && self.data.len() == self.crcs.len() * SECTOR
+    }
+}
+
+impl Store {
+    /// Begins a Write, Repair or Restore.
+    pub(crate) fn write_start(&mut self, tag: u64, op: &ShardOp) -> Result<(), Refusal> {
+        match op {
+            ShardOp::Write { object, version, sectors, data, crcs, origin } => {
+                check_origin(origin)?;
+                let change = Change::new(Kind::Write, *object, *version, *origin, *sectors);
+                self.write_payload(tag, change, &Payload { sectors: SmallVec::from_slice(&[*sectors]), data, crcs })
+            }
+            ShardOp::Repair { object, version, sectors, data, crcs } => {
+                let change = Change::new(Kind::Repair, *object, *version, Origin::NONE, *sectors);
+                self.write_payload(tag, change, &Payload { sectors: SmallVec::from_slice(&[*sectors]), data, crcs })
+            }
+            ShardOp::Restore { object, version, content } => self.restore_start(tag, *object, *version, content),
+            _ => Err(Refusal::Fail(Status::Invalid)),
+        }
+    }
+
+    fn restore_start(&mut self, tag: u64, object: ObjectId, version: Version, c: &ObjectContent) -> Result<(), Refusal> {
+        if c.requests.len() > REQUESTS_PER_RESTORE_MAX || c.deleted && !c.extents.is_empty() {
+            return Err(Refusal::Fail(Status::Invalid));
+        }
+        let kind = if c.deleted { Kind::RestoreDeleted } else { Kind::Restore };
+        let whole = SectorRange::new(0, SECTORS_PER_OBJECT_MAX);
+        let mut change = Change::new(kind, object, version, Origin::NONE, whole);
+        change.requests.extend(c.requests.iter().filter(|r| r.client != ClientId(0)));
+        let payload = Payload { sectors: SmallVec::from_slice(&c.extents), data: &c.data, crcs: &c.crcs };
+        self.write_payload(tag, change, &payload)
+    }
+
+    fn write_payload(&mut self, tag: u64, mut change: Change, payload: &Payload<'_>) -> Result<(), Refusal> {
+        if !payload.is_valid() {
+            return Err(Refusal::Fail(Status::Invalid));
+        }
+        debug_assert_eq!(cluster_proto::crc::first_mismatch(payload.data, payload.crcs), None, "unverified data");
+        let newest = self.newest(&change.object);
+        check_version(&change, &newest)?;
+        let need = self.need_of(&change, payload, !newest.exists);
+        let runs = self.admit(&need)?;
+        change.extents = lay_out(&payload.sectors, &runs);
+        change.crcs = SmallVec::from_slice(payload.crcs);
+        let data = if payload.data.is_page_aligned() { payload.data.clone() } else { Buffer::copy_of(payload.data) };
+        self.begin_change(tag, change, &need, data);
+        Ok(())
+    }
+
+    fn need_of(&self, change: &Change, payload: &Payload<'_>, is_new_object: bool) -> Need {
+        let sectors = payload.sector_count();
+        // What pending mutations leave of the object is not known yet: then the worst is assumed.
+        let is_settled = !self.commit.newest.contains_key(&change.object);
+        let held = if is_settled { self.index.sectors_held(&change.object, change.sectors).min(sectors) } else { 0 };
+        let is_repair = change.kind == Kind::Repair;
+        Need {
+            // At worst every sector gets an extent of its own.
+            entry_bytes: Change::encoded_len(sectors as usize, sectors as usize, change.requests.len()),
+            sectors,
+            growth: if is_repair { 0 } else { sectors - held },
+            is_new_object,
+            is_privileged: is_repair || change.kind == Kind::RestoreDeleted,
+        }
+    }
+
+    /// Newest version of an object, pending mutations included.
+    pub(crate) fn newest(&self, object: &ObjectId) -> Newest {
+        if let Some(newest) = self.commit.newest.get(object) {
+            return Newest { ..*newest };
+        }
+        match self.index.object(object) {
+            Some(view) => Newest { version: view.version, deleted: view.deleted, exists: true, pending: 0 },
+            None => Newest { version: Version::NONE, deleted: false, exists: false, pending: 0 },
+        }
+    }
+
+    /// Logs an admitted change and sends its data on its way.
+    pub(crate) fn begin_change(&mut self, tag: u64, change: Change, need: &Need, data: Buffer) {
+        let place = self.log_append(&change);
+        let newest = self.commit.newest.entry(change.object).or_insert(Newest {
+            version: Version::NONE,
+            deleted: false,
+            exists: false,
+            pending: 0,
+        });
+        newest.version = change.version;
+        newest.deleted = matches!(change.kind, Kind::Delete | Kind::RestoreDeleted | Kind::Collect);
+        newest.exists = change.kind != Kind::Collect;
+        if change.kind == Kind::Collect {
+            newest.version = Version::NONE;
+        }
+        newest.pending += 1;
+        let writes_left = self.stage(place.lsn, &change.extents, &data);
+        let pending = Pending::new(change, place, need);
+        self.commit.push(Pending { tag: Some(tag), data, writes_left, ..pending });
+    }
+
+    /// Stages the data of an entry; returns the number of pieces.
+    pub(crate) fn stage(&mut self, lsn: Lsn, extents: &[Extent], data: &Buffer) -> u32 {
+        let mut at = 0;
+        for extent in extents {
+            let run = extent.run();
+            let len = run.count as usize * SECTOR;
+            self.staged.push_back(Staged { lsn, run, data: data.slice(at..at + len) });
+            at += len;
+        }
+        extents.len() as u32
+    }
+
+    /// Hands staged data to the device, neighbours together.
+    pub(crate) fn data_flow(&mut self) {
+        while let Some(first) = self.staged.pop_front() {
+            let offset = self.geometry.sector_offset(first.run.start);
+            let mut write = DataWrite { parts: SmallVec::from_slice(&[(first.lsn, first.run)]) };
+            let mut data = Pieces::new();
+            let (mut end, mut bytes) = (first.run.end(), first.data.len());
+            data.push(first.data);
+            while let Some(next) = self.staged.front() {
+                let is_neighbour = next.run.start == end && bytes + next.data.len() <= DATA_WRITE_BYTES_MAX;
+                if !is_neighbour || data.len() == DATA_WRITE_PIECES_MAX {
+                    break;
+                }
+                let Some(next) = self.staged.pop_front() else { break };
+                (end, bytes) = (next.run.end(), bytes + next.data.len());
+                write.parts.push((next.lsn, next.run));
+                data.push(next.data);
+            }
+            self.counters.data_bytes_written += bytes as u64;
+            self.counters.data_writes += 1;
+            self.checkpoints.earn(bytes as u64);
+            self.request(Job::Data(write), DeviceOp::Write { offset, data });
+        }
+    }
+
+    pub(crate) fn data_written(&mut self, write: DataWrite, result: Result<(), DeviceError>) {
+        self.counters.io_errors += u64::from(result.is_err());
+        for (lsn, run) in write.parts {
+            let Some(pending) = self.commit.get_mut(lsn) else { continue };
+            pending.writes_left -= 1;
+            if result.is_err() {
+                pending.failed.push(run);
+            }
+            if pending.writes_left == 0 {
+                self.data_finished(lsn);
+            }
+        }
+    }
+}
+
+fn check_version(change: &Change, newest: &Newest) -> Result<(), Refusal> {
+    let status = match change.kind {
+        Kind::Repair if !newest.exists || newest.version != change.version => Status::Retry,
+        Kind::Repair if newest.deleted => Status::Invalid,
+        Kind::Repair => return Ok(()),
+        _ if change.version <= newest.version => Status::Invalid,
+        _ => return Ok(()),
+    };
+    Err(Refusal::Fail(status))
+}
+
+/// Spreads ranges of an object over runs of the data area, in order.
+pub(crate) fn lay_out(sectors: &[SectorRange], runs: &[Run]) -> Extents {
+    let mut extents = Extents::new();
+    let mut runs = runs.iter().copied();
+    let mut run = Run { start: 0, count: 0 };
+    for range in sectors {
+        let mut rest = *range;
+        while rest.count > 0 {
+            if run.count == 0 {
+                let Some(next) = runs.next() else { return extents };
+                run = next;
+            }
+            let count = rest.count.min(run.count);
+            extents.push(Extent::new(SectorRange::new(rest.start, count), run.start));
+            rest = SectorRange::new(rest.start + count, rest.count - count);
+            run = Run { start: run.start + u64::from(count), count: run.count - count };
+        }
+    }
+    extents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_spread_over_runs_in_order() {
+        let sectors = [SectorRange::new(0, 3), SectorRange::new(8, 2)];
+        let runs = [Run { start: 50, count: 1 }, Run { start: 70, count: 4 }];
+        let got: Vec<_> = lay_out(&sectors, &runs).iter().map(|e| (e.sectors(), e.run().start)).collect();
+        let want = [
+            (SectorRange::new(0, 1), 50),
+            (SectorRange::new(1, 2), 70),
+            (SectorRange::new(8, 2), 72),
+        ];
+        assert_eq!(got, want);
+    }
+}
