@@ -161,7 +161,9 @@ impl Allocator {
 
 fn full_level(bits: u64) -> Vec<u64> {
     let mut level = vec![u64::MAX; bits.div_ceil(64) as usize];
-    if bits % 64 != 0 && let Some(last) = level.last_mut() {
+    if !bits.is_multiple_of(64)
+        && let Some(last) = level.last_mut()
+    {
         *last = (1 << (bits % 64)) - 1;
     }
     level

@@ -141,7 +141,9 @@ impl Store {
         if !matches!(self.state, StoreState::Running | StoreState::Replaying) {
             return;
         }
-        if self.checkpoints.job.is_none() && let Some(pair) = self.checkpoint_due() {
+        if self.checkpoints.job.is_none()
+            && let Some(pair) = self.checkpoint_due()
+        {
             self.checkpoint_start(pair);
         }
         self.checkpoint_flushed();

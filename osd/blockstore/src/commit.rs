@@ -106,11 +106,11 @@ impl Commit {
         Commit { written: lsn, durable: lsn, durable_seq: seq, ..Commit::default() }
     }
 
-    pub fn len(&self) -> usize {
+    pub fn pending_count(&self) -> usize {
         self.pending.len()
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.barriers.is_empty()
     }
 
@@ -326,7 +326,8 @@ impl Store {
             return self.allocator.release(run);
         }
         self.discards += u64::from(run.count);
-        let op = DeviceOp::Discard { offset: self.geometry.sector_offset(run.start), len: u64::from(run.count) * BLOCK };
+        let op =
+            DeviceOp::Discard { offset: self.geometry.sector_offset(run.start), len: u64::from(run.count) * BLOCK };
         self.request(Job::Discard(run), op);
     }
 

@@ -69,10 +69,8 @@ pub fn format(options: &FormatOptions) -> Result<Vec<FormatWrite>, FormatError> 
         geometry,
     };
     let block = Buffer::copy_of(&superblock.encode());
-    let mut writes = vec![
-        FormatWrite { offset: 0, data: block.clone() },
-        FormatWrite { offset: SUPERBLOCK_COPY, data: block },
-    ];
+    let mut writes =
+        vec![FormatWrite { offset: 0, data: block.clone() }, FormatWrite { offset: SUPERBLOCK_COPY, data: block }];
     for pair in 0..geometry.slot_pairs() {
         let header = checkpoint::SlotHeader::empty(pair).encode(&options.store);
         let mut both = header.to_vec();

@@ -62,7 +62,8 @@ impl Geometry {
         let (low, high) = LOG_BLOCKS_DEFAULT;
         let log_blocks = log_bytes.map_or((blocks / 64).clamp(low, high), |b| (b / BLOCK).max(LOG_BLOCKS_MIN));
         let left = blocks.checked_sub(FRONT_BYTES / BLOCK + log_blocks)?.min(DATA_SECTORS_MAX - 1);
-        let mut g = Geometry { device_bytes, log_offset: FRONT_BYTES, log_blocks, data_sectors: left, ..Self::default() };
+        let mut g =
+            Geometry { device_bytes, log_offset: FRONT_BYTES, log_blocks, data_sectors: left, ..Self::default() };
         g.plan_checkpoints();
         let used = (g.segments_offset - g.slots_offset) / BLOCK
             + u64::from(g.segment_count) * u64::from(g.segment_bytes) / BLOCK;

@@ -366,7 +366,7 @@ impl Index {
         let object = stored.layer.object(stored.index);
         let fits = are_valid(&new.extents, data_sectors)
             && sector_count(&new.extents) as usize == new.crcs.len()
-            && !(stored.deleted && !new.crcs.is_empty())
+            && (!stored.deleted || new.crcs.is_empty())
             && self.partition_of(&object) == partition as usize
             && self.object(&object).is_none();
         if fits {

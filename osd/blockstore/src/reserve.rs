@@ -2,7 +2,7 @@
 //! frees space (delete, zero, collect) or heals (repair) still works when nothing else does.
 
 use cluster_proto::Status;
-use cluster_proto::shard::ShardOp;
+use cluster_proto::shard::{ShardOp, ShardOutcome};
 
 use crate::extent::Runs;
 use crate::format::checkpoint::{OBJECT_BYTES_MAX, SECTOR_BYTES_MAX};
@@ -126,7 +126,7 @@ impl Store {
             return Ok(());
         }
         // Pending mutations are counted at their worst; the truth is known when they are through.
-        let is_certain = self.commit.len() == 0;
+        let is_certain = self.commit.pending_count() == 0;
         Err(if is_certain { Refusal::Fail(Status::NoSpace) } else { Refusal::Wait(Wait::Sectors) })
     }
 
@@ -135,7 +135,7 @@ impl Store {
         if need.metadata() == 0 || wanted <= self.geometry.metadata_bytes_max() {
             return Ok(());
         }
-        let is_certain = self.commit.len() == 0 && self.checkpoints.is_compact();
+        let is_certain = self.commit.pending_count() == 0 && self.checkpoints.is_compact();
         Err(if is_certain { Refusal::Fail(Status::NoSpace) } else { Refusal::Wait(Wait::Metadata) })
     }
 
@@ -146,7 +146,7 @@ impl Store {
         if let Some(runs) = self.allocator.allocate(need.sectors) {
             return Ok(runs);
         }
-        let will_free = self.commit.len() > 0 || self.quarantine.sectors() > 0 || self.discards > 0;
+        let will_free = self.commit.pending_count() > 0 || self.quarantine.sectors() > 0 || self.discards > 0;
         Err(if will_free { Refusal::Wait(Wait::Sectors) } else { Refusal::Fail(Status::NoSpace) })
     }
 
@@ -157,7 +157,7 @@ impl Store {
         }
         self.waiting = None;
         while let Some((tag, op)) = self.queue.pop_front() {
-            if let Err((op, wait)) = self.begin(tag, op) {
+            if let Some(wait) = self.begin(tag, &op) {
                 self.queue.push_front((tag, op));
                 self.waiting = Some(wait);
                 // What it waits for may need a push: a record of what is durable. A checkpoint comes by itself.
@@ -167,11 +167,11 @@ impl Store {
         }
     }
 
-    /// Begins one mutation or sync; gives it back if it must wait.
-    fn begin(&mut self, tag: u64, op: ShardOp) -> Result<(), (ShardOp, Wait)> {
-        let result = match &op {
-            ShardOp::Write { .. } | ShardOp::Repair { .. } | ShardOp::Restore { .. } => self.write_start(tag, &op),
-            ShardOp::Zero { .. } | ShardOp::Delete { .. } | ShardOp::Collect { .. } => self.delete_start(tag, &op),
+    /// Begins one mutation or sync, or says what it must wait for.
+    fn begin(&mut self, tag: u64, op: &ShardOp) -> Option<Wait> {
+        let result = match op {
+            ShardOp::Write { .. } | ShardOp::Repair { .. } | ShardOp::Restore { .. } => self.write_start(tag, op),
+            ShardOp::Zero { .. } | ShardOp::Delete { .. } | ShardOp::Collect { .. } => self.delete_start(tag, op),
             ShardOp::Sync => {
                 self.sync_start(tag);
                 Ok(())
@@ -179,12 +179,12 @@ impl Store {
             ShardOp::Read { .. } | ShardOp::Fetch { .. } => Err(Refusal::Fail(Status::Invalid)),
         };
         match result {
-            Ok(()) => Ok(()),
+            Ok(()) => None,
+            Err(Refusal::Wait(wait)) => Some(wait),
             Err(Refusal::Fail(status)) => {
-                self.finish(tag, cluster_proto::shard::ShardOutcome::Failed(status));
-                Ok(())
+                self.finish(tag, ShardOutcome::Failed(status));
+                None
             }
-            Err(Refusal::Wait(wait)) => Err((op, wait)),
         }
     }
 }

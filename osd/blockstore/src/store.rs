@@ -11,12 +11,12 @@ use crate::commit::{Commit, FlushCover};
 use crate::device::{DeviceError, DeviceOp, DeviceRequest, DeviceResult, Slab};
 use crate::extent::Run;
 use crate::flush::Flushes;
+use crate::format::log::Lsn;
 use crate::format::superblock::Superblock;
 use crate::geometry::Geometry;
 use crate::index::Index;
 use crate::log::append::{BlockWrite, LogTail};
 use crate::open::{OpenError, OpenRead, Opening};
-use crate::format::log::Lsn;
 use crate::quarantine::Quarantine;
 use crate::read::Reads;
 use crate::requests::Requests;
@@ -282,7 +282,7 @@ impl Store {
     }
 
     fn is_quiet(&self) -> bool {
-        self.queue.is_empty() && self.commit.is_empty() && self.staged.is_empty() && !self.log.has_unwritten()
+        self.queue.is_empty() && self.commit.is_idle() && self.staged.is_empty() && !self.log.has_unwritten()
     }
 
     /// Ends serving: nothing is acknowledged any more.
@@ -314,7 +314,11 @@ impl Store {
         }
         let c = &self.commit;
         assert!(c.recorded <= c.durable && c.durable <= c.written, "{:?} {:?} {:?}", c.recorded, c.durable, c.written);
-        assert_eq!(c.durable.0 + c.len() as u64 + 1, self.log.next_lsn().0, "every entry is durable or pending");
+        assert_eq!(
+            c.durable.0 + c.pending_count() as u64 + 1,
+            self.log.next_lsn().0,
+            "every entry is durable or pending"
+        );
         assert!(self.log.used() <= self.log.capacity());
         let accounted = self.index.sector_count()
             + self.allocator.free_count()

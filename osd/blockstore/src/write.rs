@@ -62,9 +62,7 @@ impl Payload<'_> {
             end = if fits { s.end() } else { u32::MAX };
             fits
         });
-        ordered
-            && self.crcs.len() == self.sector_count() as usize
-            && self.data.len() == self.crcs.len() * SECTOR
+        ordered && self.crcs.len() == self.sector_count() as usize && self.data.len() == self.crcs.len() * SECTOR
     }
 }
 
@@ -86,7 +84,13 @@ impl Store {
         }
     }
 
-    fn restore_start(&mut self, tag: u64, object: ObjectId, version: Version, c: &ObjectContent) -> Result<(), Refusal> {
+    fn restore_start(
+        &mut self,
+        tag: u64,
+        object: ObjectId,
+        version: Version,
+        c: &ObjectContent,
+    ) -> Result<(), Refusal> {
         if c.requests.len() > REQUESTS_PER_RESTORE_MAX || c.deleted && !c.extents.is_empty() {
             return Err(Refusal::Fail(Status::Invalid));
         }
@@ -255,11 +259,7 @@ mod tests {
         let sectors = [SectorRange::new(0, 3), SectorRange::new(8, 2)];
         let runs = [Run { start: 50, count: 1 }, Run { start: 70, count: 4 }];
         let got: Vec<_> = lay_out(&sectors, &runs).iter().map(|e| (e.sectors(), e.run().start)).collect();
-        let want = [
-            (SectorRange::new(0, 1), 50),
-            (SectorRange::new(1, 2), 70),
-            (SectorRange::new(8, 2), 72),
-        ];
+        let want = [(SectorRange::new(0, 1), 50), (SectorRange::new(1, 2), 70), (SectorRange::new(8, 2), 72)];
         assert_eq!(got, want);
     }
 }

@@ -9,7 +9,14 @@ use support::Rng;
 use support::driver::{Driver, formatted};
 use support::model::Model;
 
-fn play(seed: u64, bytes: u64, durability: Durability, objects: u32, sectors: u32, ops: usize) -> blockstore::StoreStats {
+fn play(
+    seed: u64,
+    bytes: u64,
+    durability: Durability,
+    objects: u32,
+    sectors: u32,
+    ops: usize,
+) -> blockstore::StoreStats {
     let mut rng = Rng(seed);
     let mut model = Model::default();
     let mut counter = 0;

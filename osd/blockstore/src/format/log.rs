@@ -1,11 +1,11 @@
 //! The log's bytes: blocks of 4 KiB and the entries that run through them as one stream.
 
 use buffer::BufferMut;
+use cluster_proto::SectorRange;
+use cluster_proto::crc::{Crcs, crc32c};
 use cluster_proto::ids::{ClientId, LayerId, ObjectId, PoolId, Version};
 use cluster_proto::limits::{SECTORS_PER_OBJECT_MAX, WIRE_REQUESTS_MAX};
 use cluster_proto::shard::{AppliedRequest, Origin};
-use cluster_proto::SectorRange;
-use cluster_proto::crc::{Crcs, crc32c};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

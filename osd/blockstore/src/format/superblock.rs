@@ -63,7 +63,9 @@ pub enum SuperblockError {
     #[error("not a Blockyard store, or its superblock is damaged")]
     Damaged,
     /// Made by another version.
-    #[error("the store has format version {0}, this program knows version {FORMAT_VERSION}: use the program that made it")]
+    #[error(
+        "the store has format version {0}, this program knows version {FORMAT_VERSION}: use the program that made it"
+    )]
     Version(u32),
     /// Uses features this program does not know.
     #[error("the store uses features ({0:#x}) that this program does not know: use a newer one")]

@@ -83,7 +83,14 @@ pub fn lookahead_blocks(blocks: u64) -> u64 {
 
 impl LogTail {
     /// A tail that goes on at block `next_seq` with entry `next_lsn`.
-    pub fn new(g: &Geometry, store: [u8; 16], generation: u32, start_seq: u64, next_seq: u64, next_lsn: Lsn) -> LogTail {
+    pub fn new(
+        g: &Geometry,
+        store: [u8; 16],
+        generation: u32,
+        start_seq: u64,
+        next_seq: u64,
+        next_lsn: Lsn,
+    ) -> LogTail {
         LogTail {
             store,
             generation,
@@ -252,7 +259,7 @@ impl LogTail {
     /// Whether the open block should go out now: at once if the device is idle, else when it is worth a write.
     pub fn is_seal_due(&self) -> bool {
         let Some(open) = &self.open else { return false };
-        match self.in_flight + self.sealed.len() as u32 {
+        match self.in_flight {
             0 => true,
             1 => open.len >= PAYLOAD_MAX / 2,
             _ => false,

@@ -56,10 +56,8 @@ pub(super) enum RecoverStep {
 impl Store {
     pub(super) fn replay_start(&mut self, headers: &[SlotHeader]) {
         let Some(superblock) = self.superblock else { return };
-        let from: Vec<_> = headers
-            .iter()
-            .map(|h| ReplayFrom { seq: h.replay_seq, lsn: h.lsn, generation: h.generation })
-            .collect();
+        let from: Vec<_> =
+            headers.iter().map(|h| ReplayFrom { seq: h.replay_seq, lsn: h.lsn, generation: h.generation }).collect();
         let g = &self.geometry;
         let replay = Replay::new(superblock.store, g.data_sectors, &from, lookahead_blocks(g.log_blocks));
         let step = LogStep {
@@ -202,7 +200,8 @@ impl Store {
             let entry = &step.tail[at];
             // Presumed bad until its data says otherwise.
             let must_read = matches!(self.fate(entry), EntryFate::DataMismatch | EntryFate::Relocated);
-            let runs: Vec<_> = if must_read { entry.change.extents.iter().map(|e| e.run()).collect() } else { Vec::new() };
+            let runs: Vec<_> =
+                if must_read { entry.change.extents.iter().map(|e| e.run()).collect() } else { Vec::new() };
             if let Some(opening) = &mut self.opening
                 && let Step::Verify(step) = &mut opening.step
             {

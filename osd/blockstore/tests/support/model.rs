@@ -53,7 +53,9 @@ impl Model {
     /// Executes a mutation; the model has no errors, so only what would succeed may be given.
     pub fn apply(&mut self, op: &ShardOp) {
         let Some(&id) = op.object() else { return };
-        if let ShardOp::Write { origin, version, .. } | ShardOp::Zero { origin, version, .. } | ShardOp::Delete { origin, version, .. } = op
+        if let ShardOp::Write { origin, version, .. }
+        | ShardOp::Zero { origin, version, .. }
+        | ShardOp::Delete { origin, version, .. } = op
             && origin.client != ClientId(0)
         {
             self.requests.retain(|k, _| k.0 != origin.client || k.1 >= origin.floor);
@@ -82,7 +84,8 @@ impl Model {
                 }
             }
             ShardOp::Restore { version, content, .. } => {
-                self.objects.insert(id, ModelObject { version: *version, deleted: content.deleted, ..ModelObject::default() });
+                self.objects
+                    .insert(id, ModelObject { version: *version, deleted: content.deleted, ..ModelObject::default() });
                 let sectors = content.extents.iter().flat_map(|e| e.iter());
                 if !content.deleted {
                     self.put(id, Some(*version), sectors, &content.data);
@@ -115,7 +118,8 @@ impl Model {
                 return Some(format!("head of {id}: store {head:?}, model {own:?}"));
             }
             let held = allocated(store, &id);
-            let own: BTreeSet<u32> = self.objects.get(&id).map(|o| o.sectors.keys().copied().collect()).unwrap_or_default();
+            let own: BTreeSet<u32> =
+                self.objects.get(&id).map(|o| o.sectors.keys().copied().collect()).unwrap_or_default();
             if held != own {
                 return Some(format!("sectors of {id}: store {held:?}, model {own:?}"));
             }

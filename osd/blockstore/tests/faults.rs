@@ -1,0 +1,373 @@
+//! Devices that fail, rot or are full, and what the store says then.
+
+mod support;
+
+use blockstore::{DeviceOp, DeviceResult, Durability, OpenError, Store, StoreState, SuperblockError};
+use buffer::Buffer;
+use cluster_proto::crc::sector_crcs;
+use cluster_proto::shard::{ObjectContent, Origin, ShardIndex, ShardOp, ShardOutcome};
+use cluster_proto::{SectorRange, Status, Version};
+use support::Rng;
+use support::device::Device;
+use support::driver::{Driver, config, formatted, reformat};
+use support::model::{Model, filled, object, word, write};
+
+const BOTH: [Durability; 2] = [Durability::WriteThrough, Durability::Flush];
+
+fn fresh(bytes: u64) -> Driver {
+    Driver::open(formatted(bytes, 128 << 10, Durability::Flush, 3), 1)
+}
+
+fn put(n: u32, version: u64, sectors: SectorRange) -> ShardOp {
+    write(object(n), Version(version), sectors, Origin::NONE)
+}
+
+fn one(start: u32) -> SectorRange {
+    SectorRange::new(start, 1)
+}
+
+fn read(n: u32, sectors: SectorRange) -> ShardOp {
+    ShardOp::Read { object: object(n), sectors }
+}
+
+fn closed(mut driver: Driver) -> Device {
+    driver.store.begin_close();
+    driver.run();
+    assert_eq!(driver.store.state(), StoreState::Closed);
+    driver.device
+}
+
+fn state_of(device: Device) -> StoreState {
+    let mut driver = Driver::start(device, 2);
+    driver.run();
+    driver.store.state()
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_never_returned_as_data() {
+    let mut rng = Rng(4);
+    let mut model = Model::default();
+    let mut d = fresh(2 << 20);
+    let mut counter = 0;
+    for _ in 0..60 {
+        let op = model.random_op(&mut rng, 6, 30, &mut counter);
+        if d.call(op.clone()) == ShardOutcome::Done {
+            model.apply(&op);
+        }
+    }
+    let device = closed(d);
+    let (mut opened, mut refused, mut corrupt) = (0, 0, 0);
+    for block in 0..device.bytes / 4096 {
+        if !device.medium.blocks.contains_key(&block) {
+            continue;
+        }
+        let mut bad = device.clone();
+        bad.medium.flip(block * 4096 + rng.below(4096));
+        let mut driver = Driver::start(bad, 2);
+        driver.run();
+        if driver.store.state() != StoreState::Running {
+            assert!(matches!(driver.store.state(), StoreState::Failed(_)));
+            refused += 1;
+            continue;
+        }
+        opened += 1;
+        if model.differs_from_index(&driver.store).is_some() {
+            // Only the very last block of the log can be lost unnoticed, and it holds nothing but the clean stop.
+            panic!("block {block}: the index changed silently");
+        }
+        for (id, own) in &model.objects {
+            match driver.call(ShardOp::Fetch { object: *id }) {
+                ShardOutcome::Fetched { content, .. } => {
+                    assert_eq!(content.data, filled(own.sectors.values().copied()), "block {block}");
+                }
+                ShardOutcome::Corrupt { .. } => corrupt += 1,
+                other => panic!("block {block}: {other:?}"),
+            }
+        }
+    }
+    assert!(opened > 50 && refused > 5 && corrupt > 20, "{opened} {refused} {corrupt}");
+}
+
+#[test]
+fn a_corrupt_read_names_exactly_the_bad_sectors_and_repair_heals_them() {
+    let mut d = fresh(3 << 20);
+    assert_eq!(d.call(put(0, 1, SectorRange::new(0, 8))), ShardOutcome::Done);
+    let data = d.store.superblock().expect("open").geometry.data_offset;
+    d.rest();
+    d.device.medium.flip(data + 2 * 4096 + 5);
+    d.device.medium.flip(data + 3 * 4096 + 5);
+    d.device.medium.flip(data + 6 * 4096 + 5);
+    let outcome = d.call(read(0, SectorRange::new(1, 7)));
+    let bad = [SectorRange::new(2, 2), one(6)];
+    assert!(
+        matches!(&outcome, ShardOutcome::Corrupt { version: Version(1), sectors } if sectors.as_slice() == bad),
+        "{outcome:?}"
+    );
+    assert!(matches!(d.call(read(0, SectorRange::new(4, 2))), ShardOutcome::Read { .. }));
+    assert_eq!(d.store.stats().crc_errors, 3);
+    for sectors in bad {
+        let data = filled(sectors.iter().map(|s| word(Version(1), s)));
+        let crcs = sector_crcs(&data);
+        let stale =
+            ShardOp::Repair { object: object(0), version: Version(9), sectors, data: data.clone(), crcs: crcs.clone() };
+        assert_eq!(d.call(stale), ShardOutcome::Failed(Status::Retry));
+        let repair = ShardOp::Repair { object: object(0), version: Version(1), sectors, data, crcs };
+        assert_eq!(d.call(repair), ShardOutcome::Done);
+    }
+    assert!(matches!(d.call(read(0, SectorRange::new(0, 8))), ShardOutcome::Read { version: Version(1), .. }));
+}
+
+#[test]
+fn an_unreadable_sector_is_corrupt_too() {
+    let mut d = fresh(3 << 20);
+    assert_eq!(d.call(put(0, 1, one(0))), ShardOutcome::Done);
+    let data = d.store.superblock().expect("open").geometry.data_offset;
+    d.device.bad_ranges.push(data..data + 4096);
+    assert!(matches!(d.call(read(0, one(0))), ShardOutcome::Corrupt { .. }));
+    assert_eq!(d.store.stats().io_errors, 1);
+}
+
+#[test]
+fn a_store_whose_log_or_flush_fails_acknowledges_nothing_more() {
+    for fail in [true, false] {
+        let mut d = fresh(3 << 20);
+        assert_eq!(d.call(put(0, 1, one(0))), ShardOutcome::Done);
+        let g = d.store.superblock().expect("open").geometry;
+        let tag = d.submit(put(0, 2, one(0)));
+        let sync = d.submit(ShardOp::Sync);
+        let mut tries = 0;
+        while let Some(request) = d.store.poll_device() {
+            let is_log = matches!(&request.op, DeviceOp::Write { offset, .. } if *offset < g.slots_offset);
+            let is_flush = request.op == DeviceOp::Flush;
+            tries += u32::from(is_log);
+            let bad = if fail { is_log } else { is_flush };
+            let result = if bad { Err(blockstore::DeviceError(5)) } else { Ok(()) };
+            d.store.handle_device(request.token, DeviceResult::Done(result));
+        }
+        d.issue();
+        assert_eq!(tries, if fail { 3 } else { 1 });
+        assert!(matches!(d.store.state(), StoreState::Failed(OpenError::Device { .. })));
+        assert_eq!(d.outcomes[&tag], ShardOutcome::Failed(Status::Io));
+        assert_eq!(d.outcomes[&sync], ShardOutcome::Failed(Status::Io));
+        assert_eq!(d.call(read(0, one(0))), ShardOutcome::Failed(Status::Io));
+    }
+}
+
+#[test]
+fn stores_that_cannot_be_opened_say_why() {
+    let base = || formatted(3 << 20, 128 << 10, Durability::Flush, 3);
+    assert!(matches!(state_of(base()), StoreState::Running));
+    let mut one_copy = base();
+    one_copy.medium.flip(100);
+    assert!(matches!(state_of(one_copy.clone()), StoreState::Running), "the second copy serves");
+    one_copy.medium.flip(60 * 1024 + 100);
+    assert_eq!(state_of(one_copy), StoreState::Failed(OpenError::Superblock(SuperblockError::Damaged)));
+    let mut shrunk = base();
+    shrunk.bytes -= 4096;
+    assert!(matches!(state_of(shrunk), StoreState::Failed(OpenError::DeviceTooSmall { .. })));
+    let mut grown = base();
+    grown.bytes *= 2;
+    assert!(matches!(state_of(grown), StoreState::Running));
+    let blank = Device::new(3 << 20, Durability::Flush);
+    assert!(matches!(state_of(blank), StoreState::Failed(OpenError::Superblock(SuperblockError::Damaged))));
+    assert!(matches!(state_of(Device::new(4096, Durability::Flush)), StoreState::Failed(_)));
+}
+
+#[test]
+fn a_new_store_on_an_old_device_is_empty() {
+    let mut d = fresh(3 << 20);
+    for v in 1..100 {
+        assert_eq!(d.call(put(v as u32 % 7, v, one(0))), ShardOutcome::Done);
+    }
+    let mut device = closed(d);
+    reformat(&mut device, 128 << 10, 4);
+    let mut again = Driver::open(device, 2);
+    assert_eq!(again.store.space().objects, 0);
+    assert_eq!(again.call(put(0, 1, one(0))), ShardOutcome::Done);
+}
+
+#[test]
+fn a_full_store_refuses_growth_but_overwrites_frees_and_goes_on() {
+    for durability in BOTH {
+        let mut d = Driver::open(formatted(1 << 20, 128 << 10, durability, 3), 1);
+        let mut version = 0;
+        let mut full = 0;
+        for n in 0..400 {
+            version += 1;
+            let outcome = d.call(put(n / 8, version, one(n % 8)));
+            full += u32::from(outcome == ShardOutcome::Failed(Status::NoSpace));
+        }
+        assert!(full > 100, "{full}");
+        let live = d.store.stats().used_sectors;
+        for round in 0..300u32 {
+            version += 1;
+            assert_eq!(d.call(put(round % 5, version, one(round % 8))), ShardOutcome::Done, "overwrite {round}");
+        }
+        let many: Vec<_> = (0..40u32).map(|n| d.submit(put(n % 5, version + 1 + u64::from(n), one(n % 8)))).collect();
+        version += 100;
+        d.run();
+        assert!(many.iter().all(|t| d.outcomes[t] == ShardOutcome::Done), "overwrites at depth");
+        assert_eq!(d.store.stats().used_sectors, live);
+        let delete = ShardOp::Delete { object: object(0), version: Version(version + 1), origin: Origin::NONE };
+        assert_eq!(d.call(delete), ShardOutcome::Done);
+        d.rest();
+        assert_eq!(d.store.stats().quarantined_sectors, 0);
+        assert_eq!(d.call(put(1, version + 2, SectorRange::new(20, 4))), ShardOutcome::Done, "space came back");
+        assert_eq!(d.call(put(1, version + 3, SectorRange::new(0, 300))), ShardOutcome::Failed(Status::NoSpace));
+    }
+}
+
+#[test]
+fn the_objects_limit_spares_what_frees() {
+    let mut d = fresh(1 << 20);
+    let limit = d.store.superblock().expect("open").geometry.objects_max;
+    let mut n = 0;
+    while d.call(zeroless(n)) == ShardOutcome::Done {
+        n += 1;
+    }
+    assert!(u64::from(n) < limit);
+    let delete = |n: u32| ShardOp::Delete { object: object(n), version: Version(9), origin: Origin::NONE };
+    assert_eq!(d.call(delete(n + 1)), ShardOutcome::Done, "even of an object never seen");
+    assert_eq!(d.call(delete(0)), ShardOutcome::Done);
+    assert_eq!(d.call(ShardOp::Collect { object: object(0), version: Version(9) }), ShardOutcome::Done);
+}
+
+fn zeroless(n: u32) -> ShardOp {
+    put(n, 1, one(0))
+}
+
+#[test]
+fn senseless_operations_are_invalid() {
+    let mut d = fresh(3 << 20);
+    assert_eq!(d.call(put(0, 5, one(0))), ShardOutcome::Done);
+    let data = Buffer::zeroed(4096);
+    let crcs = sector_crcs(&data);
+    let (object, version) = (object(0), Version(6));
+    let far = Origin { client: cluster_proto::ClientId(1), seq: 70_000, floor: 0 };
+    let backwards = Origin { client: cluster_proto::ClientId(1), seq: 7, floor: 8 };
+    let ops = [
+        put(0, 5, one(0)),
+        put(0, 4, one(0)),
+        write(object, version, one(0), far),
+        write(object, version, one(0), backwards),
+        ShardOp::Write {
+            object,
+            version,
+            sectors: SectorRange::new(0, 2),
+            data: data.clone(),
+            crcs: crcs.clone(),
+            origin: Origin::NONE,
+        },
+        ShardOp::Write {
+            object,
+            version,
+            sectors: one(1024),
+            data: data.clone(),
+            crcs: crcs.clone(),
+            origin: Origin::NONE,
+        },
+        ShardOp::Zero { object, version, sectors: SectorRange::new(u32::MAX, u32::MAX), origin: Origin::NONE },
+        ShardOp::Zero { object, version, sectors: SectorRange::new(0, 0), origin: Origin::NONE },
+        ShardOp::Read { object, sectors: SectorRange::new(1000, 100) },
+        ShardOp::Delete { object, version: Version(5), origin: Origin::NONE },
+        ShardOp::Restore {
+            object,
+            version,
+            content: ObjectContent {
+                extents: vec![one(3), one(2)],
+                data: Buffer::zeroed(8192),
+                crcs: sector_crcs(&Buffer::zeroed(8192)),
+                ..ObjectContent::default()
+            },
+        },
+        ShardOp::Restore {
+            object,
+            version,
+            content: ObjectContent { deleted: true, extents: vec![one(3)], data, crcs, ..ObjectContent::default() },
+        },
+    ];
+    for op in ops {
+        assert_eq!(d.call(op.clone()), ShardOutcome::Failed(Status::Invalid), "{op:?}");
+    }
+    assert_eq!(d.store.head(&object).map(|h| h.version), Some(Version(5)));
+}
+
+#[test]
+fn a_read_in_flight_keeps_its_sectors() {
+    let mut d = Driver::open(formatted(1 << 20, 128 << 10, Durability::WriteThrough, 3), 1);
+    assert_eq!(d.call(put(0, 1, one(0))), ShardOutcome::Done);
+    let tag = d.submit(read(0, one(0)));
+    let request = d.store.poll_device().expect("a read");
+    let DeviceOp::Read { offset, len } = request.op else { panic!("{:?}", request.op) };
+    // Every sector of the device is used again while the read is under way.
+    for v in 2..600 {
+        assert_eq!(d.call(put(0, v, one(0))), ShardOutcome::Done, "{v}");
+        if d.store.stats().free_sectors < 20 {
+            break;
+        }
+    }
+    let mut bytes = buffer::BufferMut::for_overwrite(len);
+    d.device.medium.read(offset, &mut bytes);
+    d.store.handle_device(request.token, DeviceResult::Read(Ok(bytes)));
+    d.run();
+    let want = filled(std::iter::once(word(Version(1), 0)));
+    assert!(matches!(&d.outcomes[&tag], ShardOutcome::Read { version: Version(1), data, .. } if *data == want));
+    d.rest();
+    assert_eq!(d.store.stats().quarantined_sectors, 0);
+}
+
+#[test]
+fn small_writes_cost_what_was_promised() {
+    // Depth 1: one data write and one log block each. Depth 32: log blocks are shared.
+    let mut d = Driver::open(formatted(64 << 20, 1 << 20, Durability::WriteThrough, 3), 1);
+    let before = d.store.stats();
+    for v in 1..=100 {
+        assert_eq!(d.call(put(0, v, one(v as u32 % 100))), ShardOutcome::Done);
+    }
+    let depth1 = d.store.stats();
+    assert_eq!(depth1.data_writes - before.data_writes, 100);
+    assert_eq!(depth1.log_bytes_written - before.log_bytes_written, 100 * 4096);
+    let mut rng = Rng(3);
+    let start = d.store.stats();
+    for batch in 0..600u64 {
+        for i in 0..32 {
+            d.submit(put(rng.below(40) as u32, 1000 + batch * 32 + i, one(rng.below(256) as u32)));
+        }
+        d.run();
+        d.outcomes.clear();
+    }
+    let end = d.store.stats();
+    let data = (end.data_bytes_written - start.data_bytes_written) as f64;
+    let log = (end.log_bytes_written - start.log_bytes_written) as f64;
+    let checkpoints = (end.checkpoint_bytes_written - start.checkpoint_bytes_written) as f64;
+    assert_eq!(data, 600.0 * 32.0 * 4096.0);
+    assert!(log / data <= 0.05, "log {}", log / data);
+    assert!(checkpoints / data <= 0.1, "checkpoints {}", checkpoints / data);
+    assert!(end.checkpoints > start.checkpoints);
+    assert!((end.data_writes - start.data_writes) < 600 * 4, "neighbours go out together");
+}
+
+#[test]
+fn discards_do_not_hurt_live_data() {
+    let mut model = Model::default();
+    let mut rng = Rng(8);
+    let mut counter = 0;
+    let own = blockstore::StoreConfig { discard_sectors_min: 1, ..config(Durability::Flush) };
+    let mut d = Driver::start_with(formatted(2 << 20, 128 << 10, Durability::Flush, 3), 4, own);
+    d.run();
+    for _ in 0..400 {
+        let op = model.random_op(&mut rng, 10, 40, &mut counter);
+        if d.call(op.clone()) == ShardOutcome::Done {
+            model.apply(&op);
+        }
+    }
+    assert_eq!(model.differs(&mut d), None);
+}
+
+#[test]
+fn before_it_runs_a_store_asks_to_come_back() {
+    let device = formatted(3 << 20, 128 << 10, Durability::Flush, 3);
+    let mut store = Store::open(config(Durability::Flush), device.bytes);
+    store.submit(7, ShardOp::Sync);
+    assert_eq!(store.poll_outcome(), Some((7, ShardOutcome::Failed(Status::Retry))));
+}
