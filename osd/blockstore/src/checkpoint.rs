@@ -123,6 +123,11 @@ impl Checkpoints {
         self.pairs.iter().map(PairState::replay_seq).min().unwrap_or(0)
     }
 
+    /// Newest headers of all pairs.
+    pub fn headers(&self) -> impl Iterator<Item = &SlotHeader> {
+        self.pairs.iter().filter_map(|p| p.header.as_ref())
+    }
+
     fn find_oldest(&mut self) {
         let oldest = self.pairs.iter().enumerate().min_by_key(|(_, p)| p.replay_seq());
         self.oldest = oldest.map_or(0, |(at, _)| at as u32);

@@ -20,6 +20,7 @@ mod flush;
 pub mod format;
 mod geometry;
 mod index;
+pub mod inspect;
 mod list;
 mod log;
 mod open;

@@ -6,11 +6,12 @@ mod support;
 
 use blockstore::{Durability, StoreState};
 use cluster_proto::Status;
-use cluster_proto::shard::{ShardOp, ShardOutcome};
+use cluster_proto::shard::{Origin, ShardOp, ShardOutcome};
+use cluster_proto::{SectorRange, Version};
 use support::Rng;
 use support::device::{Device, Fate};
 use support::driver::{Driver, formatted};
-use support::model::Model;
+use support::model::{Model, object, write};
 
 /// What is known of a run when it is cut.
 struct Run {
@@ -29,6 +30,7 @@ struct Workload {
     sectors: u32,
     ops: usize,
     batch: u64,
+    fill: bool,
 }
 
 /// Plays a workload on top of `base` until the device has taken `stop` writes and flushes.
@@ -79,6 +81,28 @@ fn play(w: &Workload, base: &Model, device: Device, stop: Option<u64>) -> (Run, 
     let steps = driver.device.steps;
     (Run { states, acknowledged, device: driver.device }, steps)
 }
+
+/// Fills the store with objects that the workload does not touch, until only overwrites pass: then every freed sector is
+/// wanted again at once.
+fn fill(mut model: Model, device: Device) -> (Model, Device) {
+    let mut driver = Driver::open(device, 8);
+    let mut version = 1_000_000;
+    for count in [16, 4, 1] {
+        for n in 10..60 {
+            version += 1;
+            let sectors = SectorRange::new(count, count);
+            let op = write(object(n), Version(version), sectors, Origin::NONE);
+            if driver.call(op.clone()) == ShardOutcome::Done {
+                model.apply(&op);
+            }
+        }
+    }
+    assert_eq!(driver.call(write(object(9), Version(1), SectorRange::new(0, 1), Origin::NONE)), NO_SPACE);
+    driver.rest();
+    (model, driver.device.after_kill())
+}
+
+const NO_SPACE: ShardOutcome = ShardOutcome::Failed(Status::NoSpace);
 
 /// Recovers and finds which prefix it is.
 fn recover(run: &Run, device: Device, what: &str) -> (Driver, usize) {
@@ -141,7 +165,11 @@ fn attack(w: Workload, warm_up: usize, durability: Durability, per_point: usize)
     let fresh = formatted(w.bytes, w.log, durability, 3);
     let before = Workload { ops: warm_up, seed: w.seed ^ 99, ..w };
     let (mut warm, _) = play(&before, &Model::default(), fresh, None);
-    let (base, device) = (warm.states.pop().expect("at least the first"), warm.device.after_kill());
+    let mut base = warm.states.pop().expect("at least the first");
+    let mut device = warm.device.after_kill();
+    if w.fill {
+        (base, device) = fill(base, device);
+    }
     let (whole, steps) = play(&w, &base, device.clone(), None);
     assert_eq!(whole.acknowledged + 1, whole.states.len());
     let (mut recoveries, mut cuts) = (0, 0);
@@ -190,7 +218,7 @@ fn run_of(run: &Run) -> Run {
 }
 
 const SMALL: Workload =
-    Workload { seed: 1, bytes: 3 << 20, log: 128 << 10, objects: 6, sectors: 40, ops: 12, batch: 6 };
+    Workload { seed: 1, bytes: 3 << 20, log: 128 << 10, objects: 6, sectors: 40, ops: 12, batch: 6, fill: false };
 const BOTH: [Durability; 2] = [Durability::WriteThrough, Durability::Flush];
 
 #[test]
@@ -207,6 +235,17 @@ fn every_crash_on_a_full_device_recovers_to_a_prefix() {
         for seed in 31..=33 {
             let w = Workload { seed, bytes: 1 << 20, objects: 4, sectors: 48, ops: 10, ..SMALL };
             let (recoveries, cuts) = attack(w, 60, durability, 12);
+            assert!(recoveries > 200 && cuts > 5, "{recoveries} recoveries, {cuts} with a cut");
+        }
+    }
+}
+
+#[test]
+fn every_crash_while_sectors_are_reused_at_once_recovers_to_a_prefix() {
+    for durability in BOTH {
+        for seed in 51..=54 {
+            let w = Workload { seed, bytes: 1 << 20, objects: 2, sectors: 5, ops: 12, fill: true, ..SMALL };
+            let (recoveries, cuts) = attack(w, 12, durability, 10);
             assert!(recoveries > 200 && cuts > 5, "{recoveries} recoveries, {cuts} with a cut");
         }
     }

@@ -1,6 +1,7 @@
 //! A simulated device: what is on the medium, and writes that a power cut may lose, tear or reorder.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use blockstore::{DeviceError, DeviceOp, DeviceResult, Durability, FormatWrite};
 use buffer::BufferMut;
@@ -12,7 +13,8 @@ pub const ATOM: usize = 512;
 /// Sparse bytes; absent blocks read as garbage, as an old device would.
 #[derive(Clone, Default)]
 pub struct Medium {
-    pub blocks: HashMap<u64, Box<[u8; SECTOR]>>,
+    /// Shared between copies of a device: crash tests make thousands.
+    pub blocks: HashMap<u64, Rc<[u8; SECTOR]>>,
     pub fill: u8,
 }
 
@@ -34,15 +36,15 @@ impl Medium {
 
     pub fn write_atom(&mut self, at: u64, data: &[u8]) {
         let fill = self.fill;
-        let block = self.blocks.entry(at / SECTOR as u64).or_insert_with(|| Box::new([fill; SECTOR]));
+        let block = self.blocks.entry(at / SECTOR as u64).or_insert_with(|| Rc::new([fill; SECTOR]));
         let from = at as usize % SECTOR;
-        block[from..from + data.len()].copy_from_slice(data);
+        Rc::make_mut(block)[from..from + data.len()].copy_from_slice(data);
     }
 
     pub fn flip(&mut self, at: u64) {
         let fill = self.fill;
-        let block = self.blocks.entry(at / SECTOR as u64).or_insert_with(|| Box::new([fill; SECTOR]));
-        block[at as usize % SECTOR] ^= 0x10;
+        let block = self.blocks.entry(at / SECTOR as u64).or_insert_with(|| Rc::new([fill; SECTOR]));
+        Rc::make_mut(block)[at as usize % SECTOR] ^= 0x10;
     }
 }
 

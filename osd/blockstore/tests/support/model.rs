@@ -117,6 +117,9 @@ impl Model {
             if head != own {
                 return Some(format!("head of {id}: store {head:?}, model {own:?}"));
             }
+            if head.is_none() {
+                continue;
+            }
             let held = allocated(store, &id);
             let own: BTreeSet<u32> =
                 self.objects.get(&id).map(|o| o.sectors.keys().copied().collect()).unwrap_or_default();
