@@ -1,0 +1,103 @@
+//! What goes wrong, and when.
+
+use crate::net::{Micros, NodeId};
+use crate::rng::Rng;
+use crate::world::World;
+
+/// Which faults a run may have.
+#[derive(Clone, Copy, Debug)]
+pub struct FaultPlan {
+    /// Mean time between faults.
+    pub every: Micros,
+    /// OSD processes die.
+    pub crashes: bool,
+    /// Power fails under OSDs, losing and tearing what was not flushed.
+    pub power: bool,
+    /// Connections break, directions stall, bits flip on the way.
+    pub network: bool,
+    /// Data on one OSD's disk rots.
+    pub rot: bool,
+    /// The state store stops answering for a while.
+    pub state: bool,
+    /// Clients die.
+    pub clients: bool,
+}
+
+impl FaultPlan {
+    /// A plan for a seed: calm runs as well as wild ones.
+    pub fn random(rng: &mut Rng, copies: u8) -> Self {
+        Self {
+            every: rng.range(20_000, 1_500_000),
+            crashes: rng.below(4) > 0,
+            power: rng.below(4) > 0,
+            network: rng.below(4) > 0,
+            rot: copies > 1 && rng.one_in(2),
+            state: rng.one_in(2),
+            clients: rng.one_in(2),
+        }
+    }
+}
+
+/// Lets one thing go wrong.
+pub fn strike(world: &mut World) {
+    let plan = world.faults;
+    match world.rng.below(12) {
+        0..=2 if plan.crashes => crash_one(world),
+        3 if plan.crashes => crash_all(world),
+        4 | 5 if plan.network => cut(world),
+        6 | 7 if plan.network => stall(world),
+        8 if plan.rot => {
+            for _ in 0..world.rng.range(1, 4) {
+                world.rot();
+            }
+        }
+        9 if plan.state => {
+            let until = world.now + world.rng.range(100_000, 3_000_000);
+            world.state_silent_until = until;
+            world.note(|| format!("state store silent until {until}"));
+        }
+        10 if plan.clients => {
+            let count = world.clients.len() as u64;
+            let which = world.rng.below(count) as usize;
+            world.crash_client(which);
+        }
+        11 => {
+            let count = world.osds.len() as u64;
+            let which = world.rng.below(count) as usize;
+            world.osds[which].slow_until = world.now + world.rng.range(100_000, 1_000_000);
+        }
+        _ => {}
+    }
+}
+
+fn crash_one(world: &mut World) {
+    let count = world.osds.len() as u64;
+    let which = world.rng.below(count) as usize;
+    let power = world.faults.power && world.rng.one_in(2);
+    world.crash_osd(which, power);
+}
+
+fn crash_all(world: &mut World) {
+    let power = world.faults.power && world.rng.one_in(2);
+    for which in 0..world.osds.len() {
+        world.crash_osd(which, power);
+    }
+}
+
+fn cut(world: &mut World) {
+    let alive = world.net.alive();
+    if let Some(&conn) = world.rng.pick(&alive) {
+        world.cut_conn(conn);
+    }
+}
+
+fn stall(world: &mut World) {
+    let nodes: Vec<NodeId> = world.osds.iter().map(|o| o.node()).chain(world.clients.iter().map(|c| c.node)).collect();
+    let (Some(&a), Some(&b)) = (world.rng.pick(&nodes), world.rng.pick(&nodes)) else { return };
+    let until = world.now + world.rng.range(50_000, 8_000_000);
+    world.net.stall(a, b, until);
+    if world.rng.one_in(2) {
+        world.net.stall(b, a, until);
+    }
+    world.note(|| format!("stall {a:?} {b:?} until {until}"));
+}

@@ -1,0 +1,82 @@
+//! `cargo run --release -p sim -- --seeds 0..2000`: runs seeds, prints what failed and how to repeat it.
+
+use std::ops::Range;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::Parser;
+
+/// Simulates clusters and checks what their clients see.
+#[derive(Parser)]
+struct Arguments {
+    /// Seeds to run: FIRST..END (END not included), or one number.
+    #[arg(long, default_value = "0..200", value_parser = parse_seeds)]
+    seeds: Range<u64>,
+    /// Print every event.
+    #[arg(long)]
+    trace: bool,
+    /// Seeds to run at the same time.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+}
+
+fn parse_seeds(text: &str) -> Result<Range<u64>, String> {
+    let number = |s: &str| s.parse::<u64>().map_err(|_| format!("'{s}' is not a number"));
+    match text.split_once("..") {
+        Some((first, end)) => Ok(number(first)?..number(end)?),
+        None => number(text).map(|n| n..n + 1),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let begin = Instant::now();
+    let next = AtomicU64::new(arguments.seeds.start);
+    let threads = if arguments.trace { 1 } else { arguments.threads.max(1) };
+    let results: Vec<[u64; 6]> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| work(&next, &arguments))).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap_or([0, 1, 0, 0, 0, 0])).collect()
+    });
+    let sum = |i: usize| results.iter().map(|r| r[i]).sum::<u64>();
+    println!(
+        "{} seeds in {:.1} s: {} operations answered, {} OSD crashes, {} objects recovered, {} sectors repaired",
+        sum(0),
+        begin.elapsed().as_secs_f64(),
+        sum(2),
+        sum(3),
+        sum(4),
+        sum(5),
+    );
+    println!("{} passed, {} failed", sum(0) - sum(1), sum(1));
+    if sum(1) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs seeds until none is left. Counts seeds, failures, answers, crashes, recoveries, repairs.
+fn work(next: &AtomicU64, arguments: &Arguments) -> [u64; 6] {
+    let mut counts = [0; 6];
+    loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= arguments.seeds.end {
+            return counts;
+        }
+        counts[0] += 1;
+        let result = std::panic::catch_unwind(|| sim::world::run(seed, arguments.trace));
+        match result {
+            Ok(Ok(report)) => {
+                let found = [report.answered, report.crashes, report.recovered, report.repaired];
+                counts[2..].iter_mut().zip(found).for_each(|(sum, n)| *sum += n);
+            }
+            Ok(Err(why)) => {
+                counts[1] += 1;
+                println!("FAILED: {why}\nrepeat with: cargo run --release -p sim -- --seeds {seed} --trace\n");
+            }
+            Err(_) => {
+                counts[1] += 1;
+                println!(
+                    "FAILED: seed {seed} panicked\nrepeat with: cargo run --release -p sim -- --seeds {seed} --trace\n"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The processes of the simulation: OSDs and clients, with the cores they run.
+
+use std::collections::BTreeSet;
+
+use blockstore::{Durability, FormatOptions, Store, StoreConfig};
+use cluster_client::{Client, ClientOptions, ImageId, ImageOptions};
+use cluster_proto::layout::LayerRef;
+use cluster_proto::{ClientId, Incarnation, LayerId, OsdId, PoolId};
+use osd_core::{Osd, OsdOptions};
+
+use crate::control::CLUSTER;
+use crate::disk::Disk;
+use crate::net::{Micros, NodeId};
+use crate::rng::Rng;
+
+/// An OSD: its disk stays, its process comes and goes.
+pub struct OsdNode {
+    /// Number.
+    pub id: OsdId,
+    /// Counts its runs.
+    pub life: u32,
+    /// The device.
+    pub disk: Disk,
+    /// The running process.
+    pub run: Option<OsdRun>,
+    /// Until then every device operation takes long.
+    pub slow_until: Micros,
+}
+
+/// A running OSD process.
+pub struct OsdRun {
+    /// The store.
+    pub store: Store,
+    /// The core; there once the store is open.
+    pub core: Option<Osd>,
+    /// This run.
+    pub incarnation: Incarnation,
+    /// Changes of the state that the core was told.
+    pub told: usize,
+    /// Device operations under way.
+    pub device_ops: u32,
+}
+
+impl OsdNode {
+    /// A prepared OSD that does not run yet.
+    pub fn new(id: OsdId, bytes: u64, write_through: bool, rng: &mut Rng) -> Self {
+        let mut disk = Disk::new(bytes, write_through);
+        let mut store = [0; 16];
+        store[..8].copy_from_slice(&rng.next().to_le_bytes());
+        store[15] = 1;
+        let log_bytes = Some(128 << 10 << rng.below(3));
+        let options = FormatOptions { device_bytes: bytes, cluster: *CLUSTER.as_bytes(), store, osd: id, log_bytes };
+        for write in blockstore::format(&options).expect("the simulated disk is large enough") {
+            disk.prepare(write.offset, &write.data);
+        }
+        Self { id, life: 0, disk, run: None, slow_until: 0 }
+    }
+
+    /// The node of the OSD.
+    pub fn node(&self) -> NodeId {
+        NodeId(self.id.0)
+    }
+
+    /// Starts the process: the store begins to open.
+    pub fn start(&mut self, rng: &mut Rng) {
+        self.life += 1;
+        let durability = if self.disk.is_write_through() { Durability::WriteThrough } else { Durability::Flush };
+        let discard_sectors_min = if rng.one_in(2) { 1 } else { 0 };
+        let config = StoreConfig { durability, discard_sectors_min, ..StoreConfig::default() };
+        self.run = Some(OsdRun {
+            store: Store::open(config, self.disk.bytes()),
+            core: None,
+            incarnation: Incarnation(rng.next() >> 1 | 1),
+            told: 0,
+            device_ops: 0,
+        });
+    }
+}
+
+impl OsdRun {
+    /// Starts the core once the store is open. True if it did.
+    pub fn start_core(&mut self, id: OsdId) -> bool {
+        if self.core.is_some() || !self.store.is_running() {
+            return false;
+        }
+        self.core = Some(Osd::new(OsdOptions { id, cluster: CLUSTER, incarnation: self.incarnation }));
+        true
+    }
+}
+
+/// A client process.
+pub struct ClientNode {
+    /// Its node.
+    pub node: NodeId,
+    /// Counts its runs.
+    pub life: u32,
+    /// The core.
+    pub core: Client,
+    /// The image it works on.
+    pub image: ImageId,
+    /// Changes of the state that the core was told.
+    pub told: usize,
+    /// Operations without an answer.
+    pub pending: BTreeSet<u64>,
+    /// Operations it will still start.
+    pub to_do: u32,
+    /// The time for which it was last told to be woken.
+    pub wake: Micros,
+}
+
+impl ClientNode {
+    /// A new run of a client.
+    pub fn new(node: NodeId, life: u32, size: u64, block_size: u32, to_do: u32, rng: &mut Rng) -> Self {
+        let id = ClientId(rng.next() | 1);
+        let mut core = Client::new(ClientOptions { id, cluster: CLUSTER });
+        let layer = LayerRef { pool: PoolId(1), lineage: LayerId(1), layer: LayerId(1) };
+        let image = core.open(ImageOptions { layer, size, block_size, read_only: false });
+        Self { node, life, core, image, told: 0, pending: BTreeSet::new(), to_do, wake: 0 }
+    }
+}

@@ -1,0 +1,888 @@
+//! The event loop of the simulation.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+
+use blockstore::{DeviceOp, DeviceResult, StoreState};
+use buffer::BufferMut;
+use cluster_client::{ImageOp, Output as ClientOutput};
+use cluster_proto::layout::SECTOR;
+use cluster_proto::limits::BLOCK_SIZE_MIN;
+use cluster_proto::link::LinkId;
+use cluster_proto::map::{Activation, OsdState, PoolConfig, Scheme, keys};
+use cluster_proto::shard::ShardIndex;
+use cluster_proto::wire::{Message, encode};
+use cluster_proto::{Epoch, Incarnation, OsdId, PgId, PoolId};
+use osd_core::Output as OsdOutput;
+
+use crate::control::{Control, json};
+use crate::faults::{self, FaultPlan};
+use crate::net::{Micros, Net, NodeId};
+use crate::nodes::{ClientNode, OsdNode};
+use crate::rng::Rng;
+use crate::workload::{self, Kind, Record, Shape};
+
+/// Node numbers of clients begin here.
+const CLIENT_BASE: u32 = 1000;
+/// Simulated time after the faults in which everything must come to rest.
+const REST_LIMIT: Micros = 120_000_000;
+/// Lines of the trace that a failure shows.
+const TRACE_LINES: usize = 60;
+
+enum Event {
+    /// Bytes arrive at a side of a connection.
+    Arrive { conn: usize, side: usize, bytes: Vec<u8> },
+    /// A connection attempt succeeds or fails.
+    Connect { node: NodeId, life: u32, link: LinkId, target: NodeId },
+    /// A side learns that its connection is gone.
+    Broken { conn: usize, side: usize },
+    /// A device operation completes.
+    Device { osd: usize, life: u32, token: u64, done: Done },
+    /// A node hears of changes in the cluster state.
+    State { node: NodeId, life: u32 },
+    /// An OSD's registration reaches the state store.
+    Register { osd: usize, life: u32 },
+    /// An OSD's lease runs out.
+    Lapse { osd: usize, incarnation: Incarnation },
+    /// An activation record reaches the state store.
+    Activate { osd: usize, life: u32, pg: PgId, epoch: Epoch, record: Vec<u8> },
+    /// The answer to that reaches the OSD.
+    Activated { osd: usize, life: u32, pg: PgId, epoch: Epoch, ok: bool },
+    /// The monitor looks at the state.
+    Plan,
+    /// A node's timer.
+    Wake { node: NodeId, life: u32 },
+    /// An OSD's process starts.
+    Start { osd: usize },
+    /// A client begins an operation.
+    Begin { client: usize, life: u32 },
+    /// Something goes wrong.
+    Fault,
+}
+
+enum Done {
+    Read { offset: u64, len: usize },
+    Write { ticket: u64 },
+    Flush { covered: Vec<u64> },
+    Discard,
+}
+
+/// How a run went.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Report {
+    /// Hash over all events: the same for the same seed and code.
+    pub hash: u64,
+    /// Events.
+    pub events: u64,
+    /// Operations of clients that were answered.
+    pub answered: u64,
+    /// OSD crashes.
+    pub crashes: u64,
+    /// Damaged sectors repaired.
+    pub repaired: u64,
+    /// Objects recovered in peering.
+    pub recovered: u64,
+}
+
+/// Everything there is.
+pub struct World {
+    /// The only source of randomness.
+    pub rng: Rng,
+    /// The time.
+    pub now: Micros,
+    /// The network.
+    pub net: Net,
+    /// OSDs; OSD n is at n - 1.
+    pub osds: Vec<OsdNode>,
+    /// Clients.
+    pub clients: Vec<ClientNode>,
+    /// What may go wrong.
+    pub faults: FaultPlan,
+    /// Until then the state store does not answer.
+    pub state_silent_until: Micros,
+    control: Control,
+    queue: BTreeMap<(Micros, u64), Event>,
+    stamp: u64,
+    tickets: u64,
+    records: Vec<Record>,
+    shape: Shape,
+    pg_count: u32,
+    rot_target: usize,
+    calm: bool,
+    answered: u64,
+    crashes: u64,
+    repaired: u64,
+    recovered: u64,
+    hash: u64,
+    trace: VecDeque<String>,
+    verbose: bool,
+    failure: Option<String>,
+}
+
+/// Runs one seed.
+///
+/// # Errors
+/// What went wrong, with the end of the trace.
+pub fn run(seed: u64, verbose: bool) -> Result<Report, String> {
+    let mut world = World::new(seed, verbose);
+    let result = world.run_all();
+    result.map_err(|why| {
+        let trace: Vec<_> = world.trace.iter().cloned().collect();
+        format!("seed {seed} at {} us: {why}\nlast events:\n{}", world.now, trace.join("\n"))
+    })
+}
+
+impl World {
+    fn new(seed: u64, verbose: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let copies = [1, 2, 2, 3, 3, 3][rng.below(6) as usize];
+        let osd_count = u32::from(copies) + rng.below(2) as u32;
+        let pg_count = 1 << rng.below(4);
+        let pool = PoolConfig {
+            name: "pool".into(),
+            scheme: Scheme::Replicated { copies },
+            min_size: 1,
+            pg_count,
+            block_size: BLOCK_SIZE_MIN,
+        };
+        let block = u64::from(BLOCK_SIZE_MIN);
+        let shape = Shape { size: 3 * block + 5 * 512, block };
+        let write_through = rng.one_in(3);
+        let osds: Vec<_> =
+            (1..=osd_count).map(|id| OsdNode::new(OsdId(id), 16 << 20, write_through, &mut rng)).collect();
+        let faults = FaultPlan::random(&mut rng, copies);
+        let mut world = Self {
+            now: 0,
+            net: Net::default(),
+            clients: Vec::new(),
+            faults,
+            state_silent_until: 0,
+            control: Control::new(osd_count, &pool),
+            queue: BTreeMap::new(),
+            stamp: 0,
+            tickets: 0,
+            records: Vec::new(),
+            shape,
+            pg_count,
+            rot_target: rng.below(u64::from(osd_count)) as usize,
+            calm: false,
+            answered: 0,
+            crashes: 0,
+            repaired: 0,
+            recovered: 0,
+            hash: 0xcbf2_9ce4_8422_2325,
+            trace: VecDeque::new(),
+            verbose,
+            failure: None,
+            osds,
+            rng,
+        };
+        for osd in 0..world.osds.len() {
+            world.after(0, Event::Start { osd });
+        }
+        let clients = world.rng.range(1, 4);
+        for n in 0..clients {
+            let to_do = world.rng.range(30, 120) as u32;
+            world.add_client(CLIENT_BASE + n as u32, 1, to_do);
+        }
+        let first = world.faults.every;
+        world.after(first, Event::Fault);
+        world
+    }
+
+    fn run_all(&mut self) -> Result<Report, String> {
+        let all_begun = |w: &World| w.clients.iter().all(|c| c.to_do == 0);
+        self.run_until(600_000_000, all_begun).map_err(|e| format!("clients could not begin their work: {e}"))?;
+        self.heal();
+        let limit = self.now + REST_LIMIT;
+        let all_answered = |w: &World| w.clients.iter().all(|c| c.pending.is_empty());
+        self.run_until(limit, all_answered).map_err(|e| format!("operations are never answered: {e}"))?;
+        self.read_everything();
+        self.run_until(limit, all_answered).map_err(|e| format!("the final reads are never answered: {e}"))?;
+        self.run_until(limit, World::members_agree).map_err(|e| format!("members still differ: {e}"))?;
+        self.settle_counts();
+        workload::history(&self.records).check()?;
+        Ok(Report {
+            hash: self.hash,
+            events: self.stamp,
+            answered: self.answered,
+            crashes: self.crashes,
+            repaired: self.repaired,
+            recovered: self.recovered,
+        })
+    }
+
+    // ---- the queue
+
+    fn after(&mut self, delay: Micros, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    fn at(&mut self, time: Micros, event: Event) {
+        self.tickets += 1;
+        self.queue.insert((time, self.tickets), event);
+    }
+
+    fn run_until(&mut self, limit: Micros, done: impl Fn(&World) -> bool) -> Result<(), String> {
+        while !done(self) {
+            let Some(((time, _), event)) = self.queue.pop_first() else {
+                return Err("nothing happens any more".into());
+            };
+            self.now = time;
+            if time > limit {
+                return Err(format!("time is up; {}", self.describe()));
+            }
+            self.stamp += 1;
+            self.handle(event);
+            if let Some(why) = self.failure.take() {
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a line to the trace, and to the hash that two runs of one seed must share.
+    pub fn note(&mut self, line: impl FnOnce() -> String) {
+        let line = format!("{:>9} {}", self.now, line());
+        for byte in line.bytes() {
+            self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        if self.verbose {
+            println!("{line}");
+        }
+        if self.trace.len() == TRACE_LINES {
+            self.trace.pop_front();
+        }
+        self.trace.push_back(line);
+    }
+
+    fn fail(&mut self, why: String) {
+        self.failure.get_or_insert(why);
+    }
+
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        for osd in &self.osds {
+            let Some(run) = &osd.run else {
+                text += &format!("osd {} down; ", osd.id);
+                continue;
+            };
+            let pgs: Vec<_> = run.core.iter().flat_map(|core| core.pg_summaries()).filter(|pg| pg.primary).collect();
+            text += &format!("osd {} {:?} {:?}; ", osd.id, run.store.state(), pgs);
+        }
+        let waiting: Vec<_> = self.clients.iter().map(|c| c.pending.clone()).collect();
+        format!("{text}clients wait for {waiting:?}")
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Arrive { conn, side, bytes } => self.arrive(conn, side, &bytes),
+            Event::Connect { node, life, link, target } => self.connect(node, life, link, target),
+            Event::Broken { conn, side } => self.broken(conn, side),
+            Event::Device { osd, life, token, done } => self.device_done(osd, life, token, done),
+            Event::State { node, life } => self.hear_state(node, life),
+            Event::Register { osd, life } => self.register(osd, life),
+            Event::Lapse { osd, incarnation } => self.lapse(osd, incarnation),
+            Event::Activate { osd, life, pg, epoch, record } => self.activate(osd, life, pg, epoch, record),
+            Event::Activated { osd, life, pg, epoch, ok } => self.activated(osd, life, pg, epoch, ok),
+            Event::Plan => self.plan(),
+            Event::Wake { node, life } => self.wake(node, life),
+            Event::Start { osd } => self.start_osd(osd),
+            Event::Begin { client, life } => self.begin(client, life),
+            Event::Fault => {
+                if !self.calm {
+                    faults::strike(self);
+                    let next = self.rng.range(1, 2 * self.faults.every);
+                    self.after(next, Event::Fault);
+                }
+            }
+        }
+    }
+
+    fn millis(&self) -> u64 {
+        self.now / 1000
+    }
+
+    fn life_of(&self, node: NodeId) -> u32 {
+        match self.client_index(node) {
+            Some(client) => self.clients[client].life,
+            None => self.osds[node.0 as usize - 1].life,
+        }
+    }
+
+    fn client_index(&self, node: NodeId) -> Option<usize> {
+        (node.0 >= CLIENT_BASE).then(|| (node.0 - CLIENT_BASE) as usize)
+    }
+
+    // ---- OSDs
+
+    fn start_osd(&mut self, osd: usize) {
+        if self.osds[osd].run.is_some() {
+            return;
+        }
+        self.note(|| format!("osd {} starts", osd + 1));
+        self.osds[osd].start(&mut self.rng);
+        let (node, life) = (self.osds[osd].node(), self.osds[osd].life);
+        self.after(100_000, Event::Wake { node, life });
+        self.pump_osd(osd);
+    }
+
+    /// The process dies; with `power`, what its disk had not flushed is at risk.
+    pub fn crash_osd(&mut self, osd: usize, power: bool) {
+        let Some(run) = self.osds[osd].run.take() else { return };
+        self.note(|| format!("osd {} dies, power {power}", osd + 1));
+        self.crashes += 1;
+        if let Some(core) = &run.core {
+            self.repaired += core.stats().repaired_sectors;
+            self.recovered += core.stats().recovered_objects;
+        }
+        if power {
+            self.osds[osd].disk.crash(&mut self.rng);
+        } else {
+            self.osds[osd].disk.kill(&mut self.rng);
+        }
+        self.break_all(self.osds[osd].node());
+        let incarnation = run.incarnation;
+        self.after(2_000_000, Event::Lapse { osd, incarnation });
+        let pause = if self.rng.one_in(4) { self.rng.range(1, 4_000_000) } else { self.rng.range(1, 200_000) };
+        self.after(pause, Event::Start { osd });
+    }
+
+    /// Rots something on the one disk that may.
+    pub fn rot(&mut self) {
+        let osd = &mut self.osds[self.rot_target];
+        let data = osd.run.as_ref().and_then(|run| run.store.superblock()).map(|s| s.geometry.sector_offset(0));
+        if let Some(from) = data
+            && let Some(page) = osd.disk.rot(&mut self.rng, from)
+        {
+            self.note(|| format!("rot at {page}"));
+        }
+    }
+
+    fn pump_osd(&mut self, osd: usize) {
+        loop {
+            let now = self.millis();
+            let Some(run) = &mut self.osds[osd].run else { return };
+            if let StoreState::Failed(why) = run.store.state() {
+                return self.fail(format!("the store of osd {} failed: {why}", osd + 1));
+            }
+            if run.start_core(OsdId(osd as u32 + 1)) {
+                let life = self.osds[osd].life;
+                let delay = self.rng.range(100, 20_000);
+                self.after(delay, Event::Register { osd, life });
+                self.after(delay, Event::State { node: NodeId(osd as u32 + 1), life });
+                continue;
+            }
+            if let Some(request) = run.store.poll_device() {
+                self.device_begin(osd, request);
+                continue;
+            }
+            let Some(core) = &mut run.core else { return };
+            if let Some((tag, outcome)) = run.store.poll_outcome() {
+                core.handle_local(now, &mut run.store, tag, outcome);
+                continue;
+            }
+            match core.poll_output() {
+                Some(output) => self.osd_output(osd, output),
+                None => return,
+            }
+        }
+    }
+
+    fn osd_output(&mut self, osd: usize, output: OsdOutput) {
+        let (node, life) = (self.osds[osd].node(), self.osds[osd].life);
+        match output {
+            OsdOutput::Connect { link, address } => self.dial(node, life, link, address),
+            OsdOutput::Send { link, message } => self.send(node, life, link, &message),
+            OsdOutput::Close(link) => self.hang_up(node, life, link),
+            OsdOutput::Local { tag, op } => {
+                if let Some(run) = &mut self.osds[osd].run {
+                    run.store.submit(tag, op);
+                }
+            }
+            OsdOutput::Activate { pg, epoch, acting } => {
+                let record = json(&Activation { epoch, acting });
+                let delay = self.rng.range(100, 10_000);
+                self.after(delay, Event::Activate { osd, life, pg, epoch, record });
+            }
+            OsdOutput::Notice(text) => self.note(|| format!("osd {}: {text}", osd + 1)),
+        }
+    }
+
+    fn device_begin(&mut self, osd: usize, request: blockstore::DeviceRequest) {
+        let slow = self.osds[osd].slow_until > self.now;
+        let latency = if slow { self.rng.range(1_000, 80_000) } else { self.rng.range(20, 2_000) };
+        self.tickets += 1;
+        let ticket = self.tickets;
+        let disk = &mut self.osds[osd].disk;
+        let done = match request.op {
+            DeviceOp::Read { offset, len } => Done::Read { offset, len },
+            DeviceOp::Write { offset, data } => {
+                let bytes: Vec<u8> = data.iter().flat_map(|piece| piece.iter().copied()).collect();
+                disk.write_begin(ticket, offset, bytes);
+                Done::Write { ticket }
+            }
+            DeviceOp::Flush => Done::Flush { covered: disk.flush_begin() },
+            DeviceOp::Discard { .. } => Done::Discard,
+        };
+        let life = self.osds[osd].life;
+        if let Some(run) = &mut self.osds[osd].run {
+            run.device_ops += 1;
+        }
+        self.after(latency, Event::Device { osd, life, token: request.token, done });
+    }
+
+    fn device_done(&mut self, osd: usize, life: u32, token: u64, done: Done) {
+        let node = &mut self.osds[osd];
+        if node.life != life {
+            return;
+        }
+        let Some(run) = &mut node.run else { return };
+        let result = match done {
+            Done::Read { offset, len } => {
+                let mut out = BufferMut::for_overwrite(len);
+                node.disk.read(offset, &mut out);
+                DeviceResult::Read(Ok(out))
+            }
+            Done::Write { ticket } => {
+                node.disk.write_end(ticket);
+                DeviceResult::Done(Ok(()))
+            }
+            Done::Flush { covered } => {
+                node.disk.flush_end(&covered);
+                DeviceResult::Done(Ok(()))
+            }
+            Done::Discard => DeviceResult::Done(Ok(())),
+        };
+        run.device_ops -= 1;
+        run.store.handle_device(token, result);
+        self.pump_osd(osd);
+    }
+
+    // ---- state store and monitor
+
+    fn state_delay(&mut self) -> Micros {
+        let base = self.state_silent_until.saturating_sub(self.now);
+        base + self.rng.range(100, 30_000)
+    }
+
+    fn state_changed(&mut self) {
+        let nodes: Vec<(NodeId, u32)> = self
+            .osds
+            .iter()
+            .map(|osd| (osd.node(), osd.life))
+            .chain(self.clients.iter().map(|client| (client.node, client.life)))
+            .collect();
+        for (node, life) in nodes {
+            let delay = self.state_delay();
+            self.after(delay, Event::State { node, life });
+        }
+        let delay = self.state_delay();
+        self.after(delay, Event::Plan);
+    }
+
+    fn register(&mut self, osd: usize, life: u32) {
+        if self.osds[osd].life != life {
+            return;
+        }
+        if self.state_silent_until > self.now {
+            let delay = self.state_delay();
+            return self.after(delay, Event::Register { osd, life });
+        }
+        let Some(run) = &self.osds[osd].run else { return };
+        let address = SocketAddr::from(([127, 0, 0, 1], osd as u16 + 1));
+        let state = OsdState { address, incarnation: run.incarnation, started: 0 };
+        self.control.put(&keys::osd(OsdId(osd as u32 + 1)), json(&state));
+        self.state_changed();
+    }
+
+    fn lapse(&mut self, osd: usize, incarnation: Incarnation) {
+        let key = keys::osd(OsdId(osd as u32 + 1));
+        let registered = self.control.get(&key).and_then(|v| serde_json::from_slice::<OsdState>(v).ok());
+        if registered.is_some_and(|state| state.incarnation == incarnation) {
+            self.control.delete(&key);
+            self.state_changed();
+        }
+    }
+
+    fn plan(&mut self) {
+        if self.state_silent_until > self.now {
+            let delay = self.state_delay();
+            return self.after(delay, Event::Plan);
+        }
+        if self.control.plan() {
+            self.note(|| "monitor changes the map".into());
+            self.state_changed();
+        }
+    }
+
+    fn hear_state(&mut self, node: NodeId, life: u32) {
+        if self.life_of(node) != life {
+            return;
+        }
+        let now = self.millis();
+        if let Some(client) = self.client_index(node) {
+            let target = &mut self.clients[client];
+            let (changes, told) = self.control.changes_after(target.told);
+            target.told = told;
+            for (key, value) in changes {
+                target.core.handle_map(now, key, value.as_deref()).expect("only valid values are written");
+            }
+            return self.pump_client(client);
+        }
+        let osd = node.0 as usize - 1;
+        let Some(run) = &mut self.osds[osd].run else { return };
+        let Some(core) = &mut run.core else { return };
+        let (changes, told) = self.control.changes_after(run.told);
+        run.told = told;
+        for (key, value) in changes {
+            core.handle_map(now, &mut run.store, key, value.as_deref()).expect("only valid values are written");
+        }
+        self.pump_osd(osd);
+    }
+
+    fn activate(&mut self, osd: usize, life: u32, pg: PgId, epoch: Epoch, record: Vec<u8>) {
+        if self.osds[osd].life != life {
+            // The record may have been on its way when the process died.
+            if self.rng.one_in(2) && self.control.activate(pg, epoch, record) {
+                self.state_changed();
+            }
+            return;
+        }
+        if self.state_silent_until > self.now {
+            let delay = self.state_delay();
+            return self.after(delay, Event::Activate { osd, life, pg, epoch, record });
+        }
+        let ok = self.control.activate(pg, epoch, record);
+        if ok {
+            self.state_changed();
+        }
+        let delay = self.rng.range(100, 10_000);
+        self.after(delay, Event::Activated { osd, life, pg, epoch, ok });
+    }
+
+    fn activated(&mut self, osd: usize, life: u32, pg: PgId, epoch: Epoch, ok: bool) {
+        if self.osds[osd].life != life {
+            return;
+        }
+        if let Some(run) = &mut self.osds[osd].run
+            && let Some(core) = &mut run.core
+        {
+            core.handle_activated(&mut run.store, pg, epoch, ok);
+            self.note(|| format!("osd {}: pg {pg} activated in epoch {epoch}: {ok}", osd + 1));
+            self.pump_osd(osd);
+        }
+    }
+
+    // ---- network
+
+    fn dial(&mut self, node: NodeId, life: u32, link: LinkId, address: SocketAddr) {
+        let target = NodeId(u32::from(address.port()));
+        let delay = self.rng.range(50, 3_000);
+        let arrival = self.net.arrival(node, target, self.now, delay);
+        self.at(arrival, Event::Connect { node, life, link, target });
+    }
+
+    fn connect(&mut self, node: NodeId, life: u32, link: LinkId, target: NodeId) {
+        if self.life_of(node) != life {
+            return;
+        }
+        let now = self.millis();
+        let osd = target.0 as usize - 1;
+        let accepted = match &mut self.osds[osd].run {
+            Some(run) => run.core.as_mut().map(|core| core.handle_accepted(now)),
+            None => None,
+        };
+        let Some(theirs) = accepted else { return self.tell_closed(node, link) };
+        let their_life = self.osds[osd].life;
+        self.net.add([(node, life, link), (target, their_life, theirs)], self.now);
+        if let Some(client) = self.client_index(node) {
+            self.clients[client].core.handle_connected(now, link);
+            self.pump_client(client);
+        } else if let Some(run) = &mut self.osds[node.0 as usize - 1].run
+            && let Some(core) = &mut run.core
+        {
+            core.handle_connected(now, link);
+            self.pump_osd(node.0 as usize - 1);
+        }
+    }
+
+    fn send(&mut self, node: NodeId, life: u32, link: LinkId, message: &Message) {
+        let Some((number, side)) = self.net.find(node, life, link) else { return };
+        let conn = &self.net.conns[number];
+        if !conn.alive || !conn.ends[side].open {
+            return;
+        }
+        let mut bytes = Vec::new();
+        if let Some(payload) = encode(message, &mut bytes) {
+            bytes.extend_from_slice(&payload);
+        }
+        if !self.calm && self.faults.network && self.rng.one_in(3000) {
+            let at = self.rng.below(bytes.len() as u64) as usize;
+            bytes[at] ^= 1 << self.rng.below(8);
+            self.note(|| format!("a bit flips on connection {number}"));
+        }
+        let other = 1 - side;
+        let delay = if self.rng.one_in(50) { self.rng.range(1_000, 100_000) } else { self.rng.range(20, 2_000) };
+        let to = self.net.conns[number].ends[other].node;
+        let end = &self.net.conns[number].ends[other];
+        let arrival = self.net.arrival(node, to, self.now, delay).max(end.last_arrival);
+        self.net.conns[number].ends[other].last_arrival = arrival;
+        self.at(arrival, Event::Arrive { conn: number, side: other, bytes });
+    }
+
+    fn arrive(&mut self, number: usize, side: usize, bytes: &[u8]) {
+        let conn = &mut self.net.conns[number];
+        if !conn.alive || !conn.ends[side].open {
+            return;
+        }
+        let end = &mut conn.ends[side];
+        let (node, life, link) = (end.node, end.life, end.link);
+        if self.life_of(node) != life {
+            return;
+        }
+        let mut messages = Vec::new();
+        let mut input = bytes;
+        let end = &mut self.net.conns[number].ends[side];
+        let damaged = loop {
+            match end.decoder.decode(&mut input) {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => break false,
+                Err(_) => break true,
+            }
+        };
+        let now = self.millis();
+        for message in messages {
+            if let Some(client) = self.client_index(node) {
+                self.clients[client].core.handle_message(now, link, message);
+                self.pump_client(client);
+            } else if let Some(run) = &mut self.osds[node.0 as usize - 1].run
+                && let Some(core) = &mut run.core
+            {
+                core.handle_message(now, &mut run.store, link, message);
+                self.pump_osd(node.0 as usize - 1);
+            }
+        }
+        if damaged {
+            self.note(|| format!("damaged bytes on connection {number}"));
+            self.hang_up(node, life, link);
+            self.tell_closed(node, link);
+        }
+    }
+
+    /// A node closes its side; what it sent before still arrives.
+    fn hang_up(&mut self, node: NodeId, life: u32, link: LinkId) {
+        let Some((number, side)) = self.net.find(node, life, link) else { return };
+        let conn = &mut self.net.conns[number];
+        if !std::mem::replace(&mut conn.ends[side].open, false) {
+            return;
+        }
+        let other = 1 - side;
+        let (from, to) = (conn.ends[side].node, conn.ends[other].node);
+        let last = conn.ends[other].last_arrival;
+        let arrival = self.net.arrival(from, to, self.now, 100).max(last);
+        self.at(arrival, Event::Broken { conn: number, side: other });
+    }
+
+    fn broken(&mut self, number: usize, side: usize) {
+        let conn = &mut self.net.conns[number];
+        conn.alive = false;
+        if !std::mem::replace(&mut conn.ends[side].open, false) {
+            return;
+        }
+        let (node, life, link) = (conn.ends[side].node, conn.ends[side].life, conn.ends[side].link);
+        if self.life_of(node) == life {
+            self.tell_closed(node, link);
+        }
+    }
+
+    fn tell_closed(&mut self, node: NodeId, link: LinkId) {
+        let now = self.millis();
+        if let Some(client) = self.client_index(node) {
+            self.clients[client].core.handle_closed(now, link);
+            self.pump_client(client);
+        } else if let Some(run) = &mut self.osds[node.0 as usize - 1].run
+            && let Some(core) = &mut run.core
+        {
+            core.handle_closed(now, &mut run.store, link);
+            self.pump_osd(node.0 as usize - 1);
+        }
+    }
+
+    /// A connection is cut: what is under way is lost, and each side notices some time.
+    pub fn cut_conn(&mut self, number: usize) {
+        self.note(|| format!("connection {number} is cut"));
+        self.net.conns[number].alive = false;
+        for side in 0..2 {
+            let delay = self.rng.range(10, 1_000_000);
+            self.after(delay, Event::Broken { conn: number, side });
+        }
+    }
+
+    /// A node died: its connections die with it, and the others notice.
+    fn break_all(&mut self, node: NodeId) {
+        for number in self.net.alive_of(node) {
+            self.net.conns[number].alive = false;
+            for side in 0..2 {
+                let delay = self.rng.range(10, 5_000);
+                self.after(delay, Event::Broken { conn: number, side });
+            }
+        }
+    }
+
+    // ---- clients
+
+    fn add_client(&mut self, number: u32, life: u32, to_do: u32) {
+        let (size, block) = (self.shape.size, self.shape.block as u32);
+        let client = ClientNode::new(NodeId(number), life, size, block, to_do, &mut self.rng);
+        let (node, index) = (client.node, (number - CLIENT_BASE) as usize);
+        if index < self.clients.len() {
+            self.clients[index] = client;
+        } else {
+            self.clients.push(client);
+        }
+        let delay = self.state_delay();
+        self.after(delay, Event::State { node, life });
+        self.after(0, Event::Wake { node, life });
+        self.after(0, Event::Begin { client: index, life });
+    }
+
+    /// A client dies and another takes its place; what it had asked for may or may not happen.
+    pub fn crash_client(&mut self, client: usize) {
+        let old = &self.clients[client];
+        let (number, life, to_do) = (old.node.0, old.life, old.to_do);
+        self.note(|| format!("client {number} dies"));
+        self.break_all(NodeId(number));
+        self.add_client(number, life + 1, to_do);
+    }
+
+    fn begin(&mut self, client: usize, life: u32) {
+        let at_once = 4;
+        let node = &self.clients[client];
+        if node.life != life || node.to_do == 0 {
+            return;
+        }
+        if node.pending.len() < at_once {
+            let op = self.records.len() as u64 + 1;
+            let (record, image_op) = workload::make(&mut self.rng, self.shape, op);
+            self.clients[client].to_do -= 1;
+            self.submit(client, record, image_op);
+        }
+        let pause = if self.rng.one_in(2) { self.rng.range(1, 1_000) } else { self.rng.range(1, 60_000) };
+        self.after(pause, Event::Begin { client, life });
+    }
+
+    fn submit(&mut self, client: usize, record: Record, op: ImageOp) {
+        let number = self.records.len() as u64;
+        self.note(|| {
+            format!("client {client} begins {} {:?} {}+{}", number + 1, record.kind, record.offset, record.len)
+        });
+        self.records.push(Record { start: self.stamp, ..record });
+        let node = &mut self.clients[client];
+        node.pending.insert(number);
+        node.core.submit(node.image, number, op);
+        self.pump_client(client);
+    }
+
+    fn pump_client(&mut self, client: usize) {
+        loop {
+            let node = &mut self.clients[client];
+            let (id, life) = (node.node, node.life);
+            if let Some((_, tag, reply)) = node.core.poll_reply() {
+                node.pending.remove(&tag);
+                self.answered += 1;
+                self.note(|| format!("client {client} has the answer to {}: ok {}", tag + 1, reply.is_ok()));
+                if let Err(why) = workload::answered(&mut self.records[tag as usize], self.stamp, reply) {
+                    return self.fail(why);
+                }
+                continue;
+            }
+            match node.core.poll_output() {
+                Some(ClientOutput::Connect { link, address }) => self.dial(id, life, link, address),
+                Some(ClientOutput::Send { link, message }) => self.send(id, life, link, &message),
+                Some(ClientOutput::Close(link)) => self.hang_up(id, life, link),
+                None => break,
+            }
+        }
+        let node = &mut self.clients[client];
+        let wake = (node.core.poll_timeout() * 1000).max(self.now + 1);
+        if node.wake <= self.now || wake < node.wake {
+            node.wake = wake;
+            let (node, life) = (node.node, node.life);
+            self.at(wake, Event::Wake { node, life });
+        }
+    }
+
+    fn wake(&mut self, node: NodeId, life: u32) {
+        if self.life_of(node) != life {
+            return;
+        }
+        let now = self.millis();
+        if let Some(client) = self.client_index(node) {
+            self.clients[client].core.handle_timeout(now);
+            return self.pump_client(client);
+        }
+        let osd = node.0 as usize - 1;
+        let Some(run) = &mut self.osds[osd].run else { return };
+        if run.device_ops == 0 {
+            run.store.handle_idle();
+        }
+        if let Some(core) = &mut run.core {
+            core.handle_timeout(now, &mut run.store);
+        }
+        self.after(100_000, Event::Wake { node, life });
+        self.pump_osd(osd);
+    }
+
+    // ---- the end
+
+    fn heal(&mut self) {
+        self.note(|| "calm".into());
+        self.calm = true;
+        self.state_silent_until = 0;
+        self.net.heal();
+        for osd in 0..self.osds.len() {
+            self.osds[osd].slow_until = 0;
+            self.after(1, Event::Start { osd });
+        }
+    }
+
+    fn read_everything(&mut self) {
+        let mut offset = 0;
+        while offset < self.shape.size {
+            let len = (8 * SECTOR as u64).min(self.shape.size - offset);
+            let kind = Kind::Read;
+            let record = Record { start: 0, end: None, kind, offset, len, found: Vec::new(), swapped: None };
+            self.submit(0, record, ImageOp::Read { offset, len });
+            offset += len;
+        }
+    }
+
+    /// Whether all members of every PG hold the same versions of the same objects.
+    fn members_agree(&self) -> bool {
+        (0..self.pg_count).all(|index| {
+            let pg = PgId { pool: PoolId(1), index };
+            let members: Vec<_> = self.osds.iter().filter(|osd| self.is_member(osd, pg)).collect();
+            let digests: Vec<_> = members.iter().filter_map(|m| m.run.as_ref()).map(|r| r.store.digests(pg)).collect();
+            digests.windows(2).all(|pair| pair[0] == pair[1]) && digests.len() == members.len()
+        })
+    }
+
+    fn is_member(&self, osd: &OsdNode, pg: PgId) -> bool {
+        let pgs = osd.run.iter().flat_map(|run| &run.core).flat_map(|core| core.pg_summaries());
+        pgs.into_iter().any(|summary| summary.pg == pg)
+    }
+
+    fn settle_counts(&mut self) {
+        let mut left = 0;
+        for run in self.osds.iter().filter_map(|osd| osd.run.as_ref()) {
+            if let Some(core) = &run.core {
+                self.repaired += core.stats().repaired_sectors;
+                self.recovered += core.stats().recovered_objects;
+                left += core.held_requests();
+            }
+        }
+        let tasks: usize = self.clients.iter().map(|c| c.core.tasks_in_flight()).sum();
+        assert_eq!((left, tasks), (0, 0), "requests or operations are left over");
+    }
+}

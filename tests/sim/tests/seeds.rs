@@ -1,0 +1,18 @@
+//! A few seeds in every test run; `./test` runs thousands with the optimised binary.
+
+#[test]
+fn a_few_seeds_hold() {
+    for seed in 0..30 {
+        sim::world::run(seed, false).unwrap_or_else(|why| panic!("{why}"));
+    }
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in [3, 17, 1234] {
+        let first = sim::world::run(seed, false).unwrap_or_else(|why| panic!("{why}"));
+        let second = sim::world::run(seed, false).unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!(first, second, "seed {seed}");
+        assert!(first.answered > 20 && first.events > 1000, "the run did something: {first:?}");
+    }
+}
