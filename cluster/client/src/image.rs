@@ -93,7 +93,8 @@ impl Client {
         }
     }
 
-    /// Closes an image. Its operations under way go on, their answers are dropped.
+    /// Closes an image. What its operations have under way goes on, nothing more of them is begun; each is answered all
+    /// the same, by [`Status::NotFound`] if it was cut short or not.
     pub fn close(&mut self, image: ImageId) {
         self.images.remove(image.0);
     }

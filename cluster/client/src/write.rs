@@ -6,6 +6,7 @@
 //! Checksums are computed here, once, over the caller's memory; from here to the platter they travel with the data.
 
 use buffer::Buffer;
+use cluster_proto::Status;
 use cluster_proto::crc::sector_crcs;
 use cluster_proto::layout::{LayerRef, Piece, SECTOR, SectorRange, pieces};
 use cluster_proto::wire::RequestOp;
@@ -75,10 +76,12 @@ impl Client {
         }
     }
 
-    /// The image was closed under the task.
+    /// The image was closed under the task: what is under way ends, the rest is not begun.
     fn abandon(&mut self, id: TaskId) {
-        if self.tasks.get(id).is_some_and(|task| task.pending == 0) {
-            self.tasks.remove(id);
+        if self.tasks.get(id).is_some_and(|task| task.pending == 0)
+            && let Some(task) = self.tasks.remove(id)
+        {
+            self.replies.push_back((task.image, task.tag, Err(Status::NotFound)));
         }
     }
 
