@@ -109,6 +109,20 @@ pub fn encode(name: &str) -> String {
     out
 }
 
+/// Undoes [`encode`]; `None` if it is not something that it makes.
+pub fn decode(text: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        let digit = |b: Option<u8>| char::from(b?).to_digit(16).map(|d| d as u8);
+        match byte {
+            b'%' => out.push(digit(bytes.next())? << 4 | digit(bytes.next())?),
+            _ => out.push(byte),
+        }
+    }
+    String::from_utf8(out).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +131,11 @@ mod tests {
     fn names_cannot_escape_their_key() {
         assert_eq!(image_name(PoolId(1), "a/b c%"), "/blockyard/image/name/1/a%2Fb%20c%25");
         assert_eq!(encode("größe-1.img"), "größe-1.img");
+        for name in ["a/b c%", "größe-1.img", "", "%2F\0\x7f"] {
+            assert_eq!(decode(&encode(name)).as_deref(), Some(name));
+        }
+        assert_eq!(decode("%2"), None);
+        assert_eq!(decode("%zz"), None);
+        assert_eq!(decode("%ff"), None);
     }
 }
