@@ -1,9 +1,9 @@
 //! Memory for the variable part of objects: one slot of 32-bit words per object, in size classes, so that millions of
-//! objects cost no heap allocation each and at most a quarter of slack (a tenth on average).
+//! objects cost no heap allocation each and at most an eighth of slack.
 
 /// Words of one chunk: what a class grows by.
 const CHUNK_WORDS: usize = 4096;
-const CLASSES: usize = 48;
+const CLASSES: usize = 80;
 
 /// Names a slot. Which class it is of follows from the number of words, which the owner knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -23,21 +23,21 @@ pub struct Arena {
     bytes: u64,
 }
 
-/// Sizes go in quarters of powers of two: 1..8, 10, 12, 14, 16, 20, 24, ...
+/// Sizes go in eighths of powers of two: 1..16, 18, 20, .. 32, 36, 40, ...
 fn class_of(words: usize) -> usize {
-    if words <= 8 {
+    if words <= 16 {
         return words;
     }
     let bits = (words - 1).ilog2() as usize;
-    9 + (bits - 3) * 4 + ((words - 1) >> (bits - 2) & 3)
+    17 + (bits - 4) * 8 + ((words - 1) >> (bits - 3) & 7)
 }
 
 fn words_of(class: usize) -> usize {
-    if class <= 8 {
+    if class <= 16 {
         return class;
     }
-    let (bits, quarter) = ((class - 9) / 4 + 3, (class - 9) % 4);
-    (5 + quarter) << (bits - 2)
+    let (bits, eighth) = ((class - 17) / 8 + 4, (class - 17) % 8);
+    (9 + eighth) << (bits - 3)
 }
 
 fn slots_per_chunk(class: usize) -> usize {
@@ -136,7 +136,7 @@ mod tests {
         for words in 1..=3072 {
             let class = class_of(words);
             assert!(class < CLASSES);
-            assert!(words_of(class) >= words && words_of(class) <= words + words / 4 + 1, "{words}");
+            assert!(words_of(class) >= words && words_of(class) <= words + words / 8 + 1, "{words}");
             assert!(words == 1 || class_of(words - 1) <= class);
         }
     }

@@ -243,7 +243,7 @@ fn every_crash_on_a_full_device_recovers_to_a_prefix() {
 #[test]
 fn every_crash_while_sectors_are_reused_at_once_recovers_to_a_prefix() {
     for durability in BOTH {
-        for seed in 51..=54 {
+        for seed in 51..=52 {
             let w = Workload { seed, bytes: 1 << 20, objects: 2, sectors: 5, ops: 12, fill: true, ..SMALL };
             let (recoveries, cuts) = attack(w, 12, durability, 10);
             assert!(recoveries > 200 && cuts > 5, "{recoveries} recoveries, {cuts} with a cut");

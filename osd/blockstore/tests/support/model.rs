@@ -108,8 +108,8 @@ impl Model {
         }
     }
 
-    /// What the index says, compared with the model. Data is not read.
-    pub fn differs_from_index(&self, store: &Store) -> Option<String> {
+    /// Heads and requests, compared with the model.
+    fn differs_in_heads(&self, store: &Store) -> Option<String> {
         for n in 0..64 {
             let id = object(n);
             let head = store.head(&id).map(|h| (h.version, h.deleted));
@@ -117,20 +117,26 @@ impl Model {
             if head != own {
                 return Some(format!("head of {id}: store {head:?}, model {own:?}"));
             }
-            if head.is_none() {
-                continue;
-            }
-            let held = allocated(store, &id);
-            let own: BTreeSet<u32> =
-                self.objects.get(&id).map(|o| o.sectors.keys().copied().collect()).unwrap_or_default();
-            if held != own {
-                return Some(format!("sectors of {id}: store {held:?}, model {own:?}"));
-            }
         }
         for (&(client, seq), &version) in &self.requests {
             let got = store.request(client, seq);
             if got != RequestState::Applied(version) {
                 return Some(format!("request {client}/{seq}: {got:?}, model {version}"));
+            }
+        }
+        None
+    }
+
+    /// What the index says, compared with the model. Data is not read.
+    pub fn differs_from_index(&self, store: &Store) -> Option<String> {
+        if let Some(why) = self.differs_in_heads(store) {
+            return Some(why);
+        }
+        for (id, own) in &self.objects {
+            let held = allocated(store, id);
+            let own: BTreeSet<u32> = own.sectors.keys().copied().collect();
+            if held != own {
+                return Some(format!("sectors of {id}: store {held:?}, model {own:?}"));
             }
         }
         None
