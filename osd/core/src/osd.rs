@@ -14,6 +14,7 @@ use rustc_hash::FxBuildHasher;
 use crate::links::{Caller, Links};
 use crate::op::{Kind, Local, Op, OpId, Ops};
 use crate::pg::{Pg, PgSummary};
+use crate::request::HeldBytes;
 use crate::secondary::HeldQuery;
 
 /// How often [`Osd::handle_timeout`] wants to be called. Milliseconds.
@@ -82,7 +83,7 @@ pub struct Osd {
     pub(crate) ops: Ops,
     /// Client requests that are held here, so that one sent twice is carried out once.
     pub(crate) held: HashMap<(ClientId, u64), OpId, FxBuildHasher>,
-    pub(crate) held_bytes: usize,
+    pub(crate) held_bytes: HeldBytes,
     /// Requests that got their object and start at the end of the present input.
     pub(crate) ready: VecDeque<OpId>,
     /// Free bytes of the members' stores, as last heard.
@@ -104,7 +105,7 @@ impl Osd {
             pgs: BTreeMap::new(),
             ops: Ops::default(),
             held: HashMap::default(),
-            held_bytes: 0,
+            held_bytes: HeldBytes::default(),
             ready: VecDeque::new(),
             free_bytes: BTreeMap::new(),
             early_queries: BTreeMap::new(),

@@ -20,10 +20,42 @@ use cluster_proto::{PgId, Version};
 use crate::op::{ClientOp, Kind, Local, OpId, Stage};
 use crate::osd::Osd;
 
-fn payload_len(op: &RequestOp) -> usize {
-    match op {
-        RequestOp::Write { data, .. } | RequestOp::CompareAndWrite { data, .. } => data.len(),
-        _ => 0,
+/// Bytes that held requests keep in memory.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct HeldBytes {
+    /// Payloads of changes: also what they may need on the devices.
+    pub changes: usize,
+    /// What reads are going to return.
+    pub reads: usize,
+}
+
+impl HeldBytes {
+    fn of(op: &RequestOp) -> HeldBytes {
+        match op {
+            RequestOp::Write { data, .. } | RequestOp::CompareAndWrite { data, .. } => {
+                HeldBytes { changes: data.len(), reads: 0 }
+            }
+            RequestOp::Read(sectors) => HeldBytes { changes: 0, reads: sectors.bytes() },
+            _ => HeldBytes::default(),
+        }
+    }
+
+    fn add(&mut self, op: &RequestOp) {
+        let of = Self::of(op);
+        self.changes += of.changes;
+        self.reads += of.reads;
+    }
+
+    fn remove(&mut self, op: &RequestOp) {
+        let of = Self::of(op);
+        self.changes -= of.changes;
+        self.reads -= of.reads;
+    }
+
+    /// Whether one more request is too much.
+    fn is_full_for(self, op: &RequestOp) -> bool {
+        let of = Self::of(op);
+        self.changes + of.changes > OSD_REQUEST_BYTES_MAX || self.reads + of.reads > OSD_REQUEST_BYTES_MAX
     }
 }
 
@@ -46,7 +78,7 @@ impl Osd {
             self.send(link, Message::Reply(Reply::status(request.seq, status)));
             return;
         }
-        self.held_bytes += payload_len(&request.op);
+        self.held_bytes.add(&request.op);
         let key = (client, request.seq);
         let op = ClientOp {
             link,
@@ -81,7 +113,7 @@ impl Osd {
             return Err(Status::Invalid);
         }
         let held = self.held.len() >= OSD_REQUESTS_MAX;
-        if held || self.held_bytes + payload_len(&request.op) > OSD_REQUEST_BYTES_MAX {
+        if held || self.held_bytes.is_full_for(&request.op) {
             return Err(Status::Busy);
         }
         Ok(())
@@ -157,7 +189,7 @@ impl Osd {
         let Kind::Client(client_op) = op.kind else { return };
         self.count(&client_op, status);
         self.held.remove(&(client_op.client, client_op.request.seq));
-        self.held_bytes -= payload_len(&client_op.request.op);
+        self.held_bytes.remove(&client_op.request.op);
         self.send(client_op.link, Message::Reply(Reply { seq: client_op.request.seq, status, version, body }));
         if let Some(state) = self.pgs.get_mut(&op.pg)
             && hold_of(&client_op, id).is_some()
@@ -218,7 +250,7 @@ impl Osd {
             && let Kind::Client(client_op) = op.kind
         {
             self.held.remove(&(client_op.client, client_op.request.seq));
-            self.held_bytes -= payload_len(&client_op.request.op);
+            self.held_bytes.remove(&client_op.request.op);
         }
     }
 

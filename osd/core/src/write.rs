@@ -81,17 +81,27 @@ impl Osd {
         }
     }
 
-    /// All members have this tombstone: they can forget it.
+    /// All members have this tombstone: they can forget it, unless an OSD that is away may still hold the object.
     pub(crate) fn collect(&mut self, pg: cluster_proto::PgId, object: cluster_proto::ObjectId, version: Version) {
+        if !self.is_everyone_present(pg) {
+            return;
+        }
         let id = self.new_op(pg, Kind::Collect);
         self.send_to_all(id, ShardOp::Collect { object, version });
+    }
+
+    /// Whether all OSDs that should serve the PG, and all that served it since it was last clean, serve it now.
+    fn is_everyone_present(&self, id: cluster_proto::PgId) -> bool {
+        let Some(pg) = self.pgs.get(&id) else { return false };
+        let past = self.map.histories.get(&id).into_iter().flatten().flat_map(|interval| &interval.acting);
+        pg.map().target.iter().chain(past).all(|osd| pg.position(*osd).is_some())
     }
 
     /// Whether every member has room for `need` bytes and for what is needed to free space again.
     fn has_space(&self, shard: &dyn ShardIndex, pg: cluster_proto::PgId, need: u64) -> bool {
         let space = shard.space();
         let reserve = space.total / 32;
-        let in_flight = self.held_bytes as u64;
+        let in_flight = self.held_bytes.changes as u64;
         let enough = |free: u64| free >= reserve + in_flight.max(need);
         let Some(pg) = self.pgs.get(&pg) else { return false };
         enough(space.total - space.used.min(space.total))
