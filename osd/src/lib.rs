@@ -1,0 +1,29 @@
+//! The OSD daemon: the thin driver that turns [`osd_core::Osd`], [`blockstore::Store`] and
+//! [`cluster_io::Reactor`] into a running OSD.
+//!
+//! - [`prepare()`] makes an empty store of a file or block device;
+//! - [`spawn`] runs an OSD on it: one thread, `osd-N`, for the data path (`shard`), and one tokio task for its place in
+//!   the cluster (`control`: registration, cluster state, activation records, statistics);
+//! - [`OsdHandle`] stops it and tells how it is.
+//!
+//! The thread and the task meet only in bounded channels, and the thread never waits for the task: when the state store
+//! is away, I/O goes on.
+
+mod activations;
+mod connections;
+mod content;
+mod control;
+mod device;
+mod error;
+mod handle;
+mod live;
+mod opening;
+mod options;
+mod prepare;
+mod shard;
+
+pub use error::{Error, ErrorKind};
+pub use handle::{End, OsdHandle, spawn};
+pub use live::Live;
+pub use options::{DurabilityOption, OsdOptions};
+pub use prepare::{PrepareOptions, Prepared, prepare};
