@@ -151,13 +151,7 @@ impl Client {
     }
 
     /// Deletes what lies between two sizes.
-    async fn trim(
-        &self,
-        info: &ImageInfo,
-        from: u64,
-        to: u64,
-        progress: impl FnMut(u32, u32),
-    ) -> Result<(), Error> {
+    async fn trim(&self, info: &ImageInfo, from: u64, to: u64, progress: impl FnMut(u32, u32)) -> Result<(), Error> {
         let block = info.pool_config.block_size;
         let whole = object_count(from, block)..object_count(to, block);
         let rest = (u64::from(whole.start) * u64::from(block)).min(to) - from;
@@ -194,7 +188,8 @@ impl Client {
         for first in objects.clone().step_by(DELETE_STEP as usize) {
             progress(first - objects.start, total);
             let end = first.saturating_add(DELETE_STEP).min(objects.end);
-            self.run(id, 0, ImageOp::DeleteObjects { first, end }, || format!("delete objects {first} to {end}")).await?;
+            self.run(id, 0, ImageOp::DeleteObjects { first, end }, || format!("delete objects {first} to {end}"))
+                .await?;
         }
         progress(total, total);
         Ok(())

@@ -64,12 +64,9 @@ impl Error {
             Status::Mismatch => ErrorKind::Mismatch,
             Status::Corrupt => ErrorKind::Corrupt,
             Status::Invalid => ErrorKind::Invalid,
-            Status::Ok
-            | Status::Io
-            | Status::Retry
-            | Status::Busy
-            | Status::NoSpace
-            | Status::BadPayload => ErrorKind::Io,
+            Status::Ok | Status::Io | Status::Retry | Status::Busy | Status::NoSpace | Status::BadPayload => {
+                ErrorKind::Io
+            }
         };
         let why = match kind {
             ErrorKind::Removed => "the image was removed".to_owned(),

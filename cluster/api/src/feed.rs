@@ -111,7 +111,8 @@ async fn follow(state: Arc<dyn StateStore>, prefix: &str, changes: mpsc::Sender<
 pub async fn cluster_id(state: &dyn StateStore) -> Result<Uuid, Error> {
     let Some(entry) = state.get(keys::CLUSTER).await? else {
         let location = state.location();
-        let text = format!("there is no Blockyard cluster in the state store {location}: start one with `blockyard up`");
+        let text =
+            format!("there is no Blockyard cluster in the state store {location}: start one with `blockyard up`");
         return Err(Error::new(ErrorKind::NotFound, text));
     };
     let info: ClusterInfo =
@@ -144,8 +145,7 @@ mod tests {
         let reset = |entries| MirrorEvent::Reset(Snapshot { revision: 1, entries });
         let first = diff.changes(reset(vec![entry("a", "1"), entry("b", "1")]));
         assert_eq!(show(first), pairs(&[("a", "1"), ("b", "1")]));
-        let events =
-            vec![WatchEvent::Put(entry("c", "1")), WatchEvent::Delete { key: "a".into(), revision: 3 }];
+        let events = vec![WatchEvent::Put(entry("c", "1")), WatchEvent::Delete { key: "a".into(), revision: 3 }];
         let batch = diff.changes(MirrorEvent::Batch(WatchBatch { revision: 3, events }));
         assert_eq!(show(batch), pairs(&[("c", "1"), ("a", "-")]));
         let again = diff.changes(reset(vec![entry("a", "2"), entry("c", "1")]));

@@ -147,12 +147,7 @@ pub async fn images(state: &dyn StateStore) -> Result<Vec<ImageInfo>, Error> {
 ///
 /// # Errors
 /// `AlreadyExists`; `NotFound` if there is no such pool; `Invalid` for a bad name or size; `Conflict`; `State`.
-pub async fn create_image(
-    state: &dyn StateStore,
-    pool_name: &str,
-    name: &str,
-    size: u64,
-) -> Result<ImageInfo, Error> {
+pub async fn create_image(state: &dyn StateStore, pool_name: &str, name: &str, size: u64) -> Result<ImageInfo, Error> {
     let (pool, pool_config) = pool(state, pool_name).await?;
     for _ in 0..ATTEMPTS_MAX {
         let last = state.get(keys::LAST_LAYER).await?;

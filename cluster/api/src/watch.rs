@@ -42,12 +42,7 @@ pub(crate) async fn follow(
     }
 }
 
-fn apply(
-    commands: &Commands,
-    image: ImageId,
-    tell: &watch::Sender<ImageState>,
-    change: impl FnOnce(&mut ImageState),
-) {
+fn apply(commands: &Commands, image: ImageId, tell: &watch::Sender<ImageState>, change: impl FnOnce(&mut ImageState)) {
     let mut next = *tell.borrow();
     change(&mut next);
     let before = *tell.borrow();
