@@ -19,7 +19,6 @@ use tokio::sync::watch;
 pub use view::View;
 
 /// Settings of a monitor.
-#[derive(Debug)]
 pub struct MonConfig {
     /// Name under which it leads, for people; need not be unique.
     pub name: String,
@@ -27,7 +26,12 @@ pub struct MonConfig {
     pub lease_ttl_s: u32,
     /// Where to serve metrics (`GET /metrics`), if at all.
     pub metrics: Option<TcpListener>,
+    /// Metrics of other parts of the same process, to be served along: text in Prometheus' format, made at each scrape.
+    pub more_metrics: Option<MoreMetrics>,
 }
+
+/// Makes further metrics.
+pub type MoreMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// Why a monitor ended.
 #[derive(Debug, thiserror::Error)]
@@ -52,11 +56,12 @@ pub async fn run(
     let (elect, elected) = watch::channel(None);
     let candidate = leader::Candidate::new(store.clone(), config.name, config.lease_ttl_s, elect);
     let monitor = monitor::Monitor::new(store.clone(), elected.clone(), publish);
+    let source = metrics::Source { store: store.clone(), latest, elected: elected.clone(), more: config.more_metrics };
     let outcome = tokio::select! {
         () = shutdown => Ok(()),
         never = candidate.run() => match never {},
         never = monitor.run() => match never {},
-        result = metrics::serve(config.metrics, store.clone(), latest, elected.clone()) => result,
+        result = metrics::serve(config.metrics, source) => result,
     };
     let leading = *elected.borrow();
     if let Some(leading) = leading {

@@ -18,30 +18,28 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::MoreMetrics;
 use crate::leader::Leading;
 
 /// How long a scrape waits for the state store.
 const STORE_MAX: Duration = Duration::from_secs(2);
 
+/// Where metrics come from.
 #[derive(Clone)]
-struct Source {
-    store: Arc<dyn StateStore>,
-    latest: watch::Receiver<Arc<ClusterMap>>,
-    elected: watch::Receiver<Option<Leading>>,
+pub(crate) struct Source {
+    pub store: Arc<dyn StateStore>,
+    pub latest: watch::Receiver<Arc<ClusterMap>>,
+    pub elected: watch::Receiver<Option<Leading>>,
+    pub more: Option<MoreMetrics>,
 }
 
 /// Serves until the listener fails; without one, for ever.
-pub(crate) async fn serve(
-    listener: Option<TcpListener>,
-    store: Arc<dyn StateStore>,
-    latest: watch::Receiver<Arc<ClusterMap>>,
-    elected: watch::Receiver<Option<Leading>>,
-) -> std::io::Result<()> {
+pub(crate) async fn serve(listener: Option<TcpListener>, source: Source) -> std::io::Result<()> {
     let Some(listener) = listener else { return std::future::pending().await };
     let router = Router::new()
         .route("/", get(async || "Blockyard monitor. Metrics: /metrics\n"))
         .route("/metrics", get(scrape))
-        .with_state(Source { store, latest, elected });
+        .with_state(source);
     axum::serve(listener, router).await
 }
 
@@ -51,7 +49,8 @@ async fn scrape(State(source): State<Source>) -> Response {
     match timeout(STORE_MAX, read_stats(&*source.store)).await {
         Ok(Ok(stats)) => {
             let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-            (kind, render(&map, &stats, leads)).into_response()
+            let more = source.more.map_or_else(String::new, |more| more());
+            (kind, render(&map, &stats, leads) + &more).into_response()
         }
         Ok(Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the state store does not answer\n").into_response(),

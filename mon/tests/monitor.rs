@@ -23,7 +23,8 @@ struct Running {
 
 fn start(store: &EmbeddedStore, name: &str, metrics: Option<TcpListener>) -> Running {
     let (stop, stopped) = oneshot::channel();
-    let config = MonConfig { name: name.into(), lease_ttl_s: 10, metrics };
+    let config =
+        MonConfig { name: name.into(), lease_ttl_s: 10, metrics, more_metrics: Some(Arc::new(|| "more 1\n".into())) };
     let shutdown = async move { drop(stopped.await) };
     Running { stop, task: tokio::spawn(run(Arc::new(store.clone()), config, shutdown)) }
 }
@@ -154,7 +155,7 @@ async fn metrics_are_served() {
     connection.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
     assert!(answer.contains("blockyard_monitor_leads 1\n"), "{answer}");
-    assert!(answer.contains("blockyard_osds_up 1\n"), "{answer}");
+    assert!(answer.contains("blockyard_osds_up 1\n") && answer.ends_with("more 1\n"), "{answer}");
     assert!(answer.contains(&format!("state=\"creating\"}} {PG_COUNT}\n")), "{answer}");
     monitor.stop().await;
 }

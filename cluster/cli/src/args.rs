@@ -1,0 +1,392 @@
+//! The command line: every command, option and help text.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::size::Size;
+
+/// Block storage for virtual machines, with standard front doors.
+///
+/// 'blockyard up' starts a whole cluster in one process and prints how to use it. All other commands talk to a running
+/// cluster: the one in ./blockyard-data, unless --cluster says otherwise.
+#[derive(Debug, Parser)]
+#[command(name = "blockyard", version, propagate_version = true, after_help = EXIT_CODES, max_term_width = 110)]
+pub struct Args {
+    /// The cluster: a data directory of 'blockyard up', or HOST:PORT[,HOST:PORT..] of its state store (etcd)
+    #[arg(
+        long,
+        global = true,
+        env = "BLOCKYARD_CLUSTER",
+        default_value = "./blockyard-data",
+        value_name = "DIR|ENDPOINTS"
+    )]
+    pub cluster: String,
+
+    /// Print data as JSON. Field names are stable
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Log more to stderr; repeat for still more (BLOCKYARD_LOG sets it in detail)
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed
+  2  wrong command line, or a wrong value on it
+  3  the cluster cannot be reached
+  4  no such pool, image, export or key
+  5  exists already, or was changed by somebody else meanwhile
+  6  would destroy data, and --yes was not given
+
+Sizes are bytes, or numbers with K, M, G, T or P (powers of 1024): 4096, 512M, 1.5T.
+Images are named NAME (in pool 'default') or POOL/NAME.
+Data goes to stdout, everything else to stderr. NO_COLOR turns colours off.";
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a whole cluster in this process: state store, monitor, OSDs and NBD server
+    ///
+    /// The first start creates everything in the data directory; later starts use what is there. Serves until Ctrl-C or
+    /// SIGTERM. When ready it writes DIR/up.json with the endpoints and prints how to use them.
+    Up(UpOptions),
+    /// Show how the cluster is: health, placement groups, OSDs, space, errors
+    Status,
+    /// Pools: redundancy and placement of images
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// OSDs: the processes that store data, each on one device or file
+    #[command(subcommand)]
+    Osd(OsdCommand),
+    /// Images: virtual disks
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Exports: more names under which images are served
+    ///
+    /// Every image is served under its own name (POOL/NAME outside of pool 'default') without an export.
+    #[command(subcommand)]
+    Export(ExportCommand),
+    /// Raw configuration values, checked before they are written
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print completions for a shell
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write man pages into a directory
+    Man {
+        /// The directory; it is created if need be.
+        dir: PathBuf,
+    },
+}
+
+/// How ports are chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Ports {
+    /// etcd 2379, NBD 10809, metrics 9899
+    Default,
+    /// Free ones; see DIR/up.json
+    Auto,
+}
+
+/// Options of `up`.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct UpOptions {
+    /// Where everything is kept
+    #[arg(long, default_value = "./blockyard-data", value_name = "DIR")]
+    pub data_dir: PathBuf,
+
+    /// Number of OSDs [default: 3]. Fixed at the first start
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub osds: Option<u32>,
+
+    /// Size of each OSD's file, which is sparse [default: 4G]. Fixed at the first start
+    #[arg(long, value_name = "SIZE")]
+    pub osd_size: Option<Size>,
+
+    /// Copies of each object in pool 'default' [default: 3, or as many as there are OSDs]. Fixed at the first start
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16), conflicts_with = "ec")]
+    pub replicas: Option<u8>,
+
+    /// Erasure-code pool 'default' with K data and M parity shards. Not possible yet
+    #[arg(long, value_name = "K+M")]
+    pub ec: Option<String>,
+
+    /// An image to create if it does not exist; repeat for more [default: demo=4G at the first start]
+    #[arg(long, value_name = "NAME=SIZE", value_parser = parse_image)]
+    pub image: Vec<NewImage>,
+
+    /// Which TCP ports to use on 127.0.0.1
+    #[arg(long, value_enum, default_value_t = Ports::Default)]
+    pub ports: Ports,
+}
+
+/// An image to create.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewImage {
+    /// Its name.
+    pub spec: ImageSpec,
+    /// Bytes.
+    pub size: u64,
+}
+
+fn parse_image(text: &str) -> Result<NewImage, String> {
+    let (name, size) = text.rsplit_once('=').ok_or_else(|| format!("{text:?} has no '=': give NAME=SIZE"))?;
+    let size: Size = size.parse()?;
+    Ok(NewImage { spec: name.parse()?, size: size.0 })
+}
+
+/// Name of an image with its pool.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImageSpec {
+    /// The pool.
+    pub pool: String,
+    /// The image.
+    pub name: String,
+}
+
+impl ImageSpec {
+    /// Pool of images that are named without one.
+    pub const DEFAULT_POOL: &str = "default";
+
+    /// Name under which the image is exported by itself.
+    pub fn export_name(&self) -> String {
+        if self.pool == Self::DEFAULT_POOL { self.name.clone() } else { format!("{}/{}", self.pool, self.name) }
+    }
+}
+
+impl std::str::FromStr for ImageSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pool, name) = text.split_once('/').unwrap_or((Self::DEFAULT_POOL, text));
+        if pool.is_empty() || name.is_empty() {
+            return Err(format!("{text:?} names no image: give NAME or POOL/NAME"));
+        }
+        Ok(Self { pool: pool.to_owned(), name: name.to_owned() })
+    }
+}
+
+impl std::fmt::Display for ImageSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.export_name())
+    }
+}
+
+/// Commands about pools.
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// List the pools
+    Ls,
+    /// Create a pool
+    Create {
+        /// Its name.
+        name: String,
+        /// Copies of each object: 1 to 16
+        #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
+        replicas: u8,
+        /// Fewest copies that may accept writes [default: more than half of them]
+        #[arg(long, value_name = "N")]
+        min_size: Option<u8>,
+        /// Placement groups; cannot be changed later
+        #[arg(long, value_name = "N", default_value_t = cluster_proto::limits::PG_COUNT_DEFAULT)]
+        pg_count: u32,
+        /// Size of the objects that images are cut into: a power of two from 128K to 4M; cannot be changed later
+        #[arg(long, value_name = "SIZE", default_value = "1M")]
+        block_size: Size,
+    },
+}
+
+/// Commands about OSDs.
+#[derive(Debug, Subcommand)]
+pub enum OsdCommand {
+    /// List the OSDs
+    Ls,
+    /// Show the structures on the device of a stopped OSD
+    Dump(OsdDump),
+    /// Check the device of a stopped OSD: structures, and every checksum
+    Check(OsdCheck),
+}
+
+/// Options of `osd dump`.
+#[derive(Debug, ClapArgs)]
+pub struct OsdDump {
+    /// The device or file.
+    pub path: PathBuf,
+    /// With all objects
+    #[arg(long)]
+    pub objects: bool,
+    /// With the last N entries of the log
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub log: usize,
+}
+
+/// Options of `osd check`.
+#[derive(Debug, ClapArgs)]
+pub struct OsdCheck {
+    /// The device or file.
+    pub path: PathBuf,
+    /// Structures only: do not read the data
+    #[arg(long)]
+    pub no_data: bool,
+}
+
+/// Commands about images.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Create an image. It takes no space until it is written to
+    Create {
+        /// Its name.
+        image: ImageSpec,
+        /// Its size: a multiple of 512 bytes
+        #[arg(long, value_name = "SIZE")]
+        size: Size,
+    },
+    /// List the images
+    Ls {
+        /// Only those of this pool
+        #[arg(long, value_name = "POOL")]
+        pool: Option<String>,
+    },
+    /// Show an image
+    Info {
+        /// Its name.
+        image: ImageSpec,
+        /// Also find out how much of it holds data
+        #[arg(long)]
+        usage: bool,
+    },
+    /// Give an image another size. What lies behind a smaller size is deleted
+    Resize {
+        /// Its name.
+        image: ImageSpec,
+        /// The new size: a multiple of 512 bytes
+        size: Size,
+        /// Do it, although it makes the image smaller
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Remove an image and its data. If interrupted, run it again
+    Rm {
+        /// Its name.
+        image: ImageSpec,
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Copy a raw file into an image, which is created if it does not exist
+    ///
+    /// Zeroes and holes in the file take no space in the image. An existing image holds afterwards what the file holds,
+    /// and zeroes behind its end.
+    Import(ImportOptions),
+    /// Copy an image to a raw file. Parts of the image that hold no data become holes
+    Export(ExportOptions),
+}
+
+/// Options of `image import`.
+#[derive(Debug, ClapArgs)]
+pub struct ImportOptions {
+    /// The raw file or device; '-' is the standard input.
+    pub file: PathBuf,
+    /// The image.
+    pub image: ImageSpec,
+    /// Size of a new image [default: that of the file, rounded up to 4096 bytes]
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<Size>,
+    /// Read both again afterwards and compare
+    #[arg(long)]
+    pub verify: bool,
+    /// Overwrite an existing image
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Options of `image export`.
+#[derive(Debug, ClapArgs)]
+pub struct ExportOptions {
+    /// The image.
+    pub image: ImageSpec,
+    /// The file or device; '-' is the standard output.
+    pub file: PathBuf,
+    /// Overwrite an existing file or device
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Commands about exports.
+#[derive(Debug, Subcommand)]
+pub enum ExportCommand {
+    /// List the exports, those included that every image has by itself
+    Ls,
+    /// Serve an image under another name
+    Add {
+        /// The export's name.
+        name: String,
+        /// The image.
+        #[arg(long, value_name = "IMAGE")]
+        image: ImageSpec,
+        /// Refuse writes through it
+        #[arg(long)]
+        read_only: bool,
+        /// Text for people
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        description: String,
+    },
+    /// Stop serving an image under this name. The image stays
+    Rm {
+        /// The export's name.
+        name: String,
+    },
+}
+
+/// Commands about configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// List all values
+    Ls,
+    /// Show a value
+    Get {
+        /// Its key, like pool/1 or osd/2.
+        key: String,
+    },
+    /// Change a value
+    ///
+    /// Refuses values that break the schema, keys that it does not know, and changes that would unmap data.
+    Set {
+        /// Its key, like pool/1 or osd/2.
+        key: String,
+        /// The new value, JSON.
+        value: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn images_may_name_their_pool() {
+        assert_eq!("a".parse::<ImageSpec>().unwrap().to_string(), "a");
+        assert_eq!("p/a/b".parse::<ImageSpec>().unwrap(), ImageSpec { pool: "p".into(), name: "a/b".into() });
+        assert!("/a".parse::<ImageSpec>().is_err() && "p/".parse::<ImageSpec>().is_err());
+        let image = parse_image("x=y=4G").unwrap();
+        assert_eq!((image.spec.name.as_str(), image.size), ("x=y", 4 << 30));
+    }
+}

@@ -1,0 +1,137 @@
+//! `blockyard pool`.
+
+use cluster_proto::PoolId;
+use cluster_proto::map::{ClusterMap, PoolConfig, Scheme, keys};
+use cluster_state::{Compare, StateStore, Txn};
+use mon_core::health::PgCounts;
+use mon_core::placement::place;
+use serde::Serialize;
+
+use crate::args::PoolCommand;
+use crate::error::CliError;
+use crate::output::{Output, table};
+use crate::session::Session;
+use crate::size::Size;
+
+/// Attempts to get a pool number before giving up.
+const ATTEMPTS_MAX: usize = 16;
+
+/// A pool as shown.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PoolView {
+    id: u32,
+    name: String,
+    replicas: usize,
+    min_size: u8,
+    pg_count: u32,
+    block_size: u32,
+    pgs: PgCounts,
+}
+
+impl PoolView {
+    /// All pools of a cluster.
+    pub fn all(map: &ClusterMap) -> Vec<PoolView> {
+        map.pools.iter().map(|(id, pool)| PoolView::new(map, *id, pool)).collect()
+    }
+
+    fn new(map: &ClusterMap, id: PoolId, pool: &PoolConfig) -> PoolView {
+        PoolView {
+            id: id.0,
+            name: pool.name.clone(),
+            replicas: pool.width(),
+            min_size: pool.min_size,
+            pg_count: pool.pg_count,
+            block_size: pool.block_size,
+            pgs: PgCounts::of_pool(map, id, Some(pool)),
+        }
+    }
+
+    fn row(&self) -> [String; 7] {
+        [
+            self.id.to_string(),
+            self.name.clone(),
+            self.replicas.to_string(),
+            self.min_size.to_string(),
+            self.pg_count.to_string(),
+            self.pgs.active.to_string(),
+            Size(self.block_size.into()).to_string(),
+        ]
+    }
+}
+
+/// Runs a command.
+pub async fn run(session: &Session, command: PoolCommand, out: Output) -> Result<(), CliError> {
+    match command {
+        PoolCommand::Ls => {
+            let pools = PoolView::all(&session.map().await?);
+            out.show(&pools, |pools| {
+                let headings = [">ID", "NAME", ">COPIES", ">MIN", ">PGS", ">ACTIVE", ">OBJECT SIZE"];
+                table(headings, pools.iter().map(PoolView::row))
+            })
+        }
+        PoolCommand::Create { name, replicas, min_size, pg_count, block_size } => {
+            let defaults = PoolConfig::replicated(&name, replicas);
+            let config = PoolConfig {
+                min_size: min_size.unwrap_or(defaults.min_size),
+                pg_count,
+                block_size: u32::try_from(block_size.0).unwrap_or(u32::MAX),
+                ..defaults
+            };
+            let id = create(session, &config).await?;
+            let map = session.map().await?;
+            out.show(&PoolView::new(&map, id, &config), |_| {
+                format!("created pool {name:?}; its placement groups will be active in a moment")
+            })
+        }
+    }
+}
+
+async fn create(session: &Session, config: &PoolConfig) -> Result<PoolId, CliError> {
+    config.validate().map_err(|e| CliError::usage(format!("cannot create pool {:?}: {e}", config.name)))?;
+    for _ in 0..ATTEMPTS_MAX {
+        let map = session.map().await?;
+        check(&map, config)?;
+        let id = unused_id(&map);
+        if put_new(&*session.store, id, config).await? {
+            return Ok(id);
+        }
+    }
+    Err(CliError::conflict(format!("cannot create pool {:?}: too many others at once, try again", config.name)))
+}
+
+/// Writes the configuration of a new pool. False if there is a pool of this number.
+pub async fn put_new(store: &dyn StateStore, id: PoolId, config: &PoolConfig) -> Result<bool, CliError> {
+    let key = keys::pool(id);
+    let txn = Txn::new().when(Compare::Absent(key.clone())).put(key, json(config)?);
+    Ok(store.txn(txn).await?.succeeded)
+}
+
+/// A value of the schema as JSON.
+pub fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, CliError> {
+    serde_json::to_vec(value).map_err(|e| CliError::failed(format!("cannot write a value as JSON: {e}")))
+}
+
+/// Pool numbers are not used twice as long as anything tells of them.
+fn unused_id(map: &ClusterMap) -> PoolId {
+    let last = map.pools.keys().copied().chain(map.pgs.keys().map(|pg| pg.pool)).max();
+    PoolId(last.map_or(1, |id| id.0.saturating_add(1)))
+}
+
+/// Whether the cluster can have such a pool.
+fn check(map: &ClusterMap, config: &PoolConfig) -> Result<(), CliError> {
+    if map.pool_by_name(&config.name).is_some() {
+        return Err(CliError::conflict(format!("there is a pool {:?} already: choose another name", config.name)));
+    }
+    let Scheme::Replicated { copies } = config.scheme;
+    let osds: Vec<_> = map.osd_configs.iter().map(|(id, osd)| (*id, osd.weight)).collect();
+    if place(&osds, config.width(), 1).is_none() {
+        let usable = osds.iter().filter(|(_, weight)| *weight > 0.0).count();
+        return Err(CliError::usage(format!(
+            "cannot create pool {:?}: {copies} copies need as many OSDs, and the cluster has {usable} with weight: give \
+             --replicas {usable} or less",
+            config.name
+        )));
+    }
+    Ok(())
+}

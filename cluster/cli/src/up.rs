@@ -1,0 +1,98 @@
+//! `blockyard up`: a whole cluster in one process. An embedded state store that others reach through the etcd API, a
+//! monitor, OSDs on sparse files, and a gateway.
+//!
+//! One thread (this one) runs the control plane of all of them; each OSD, the gateway and the state store have a thread of
+//! their own. They know each other only through the state store and sockets, as in a cluster of many machines.
+
+mod banner;
+mod bootstrap;
+mod directory;
+mod notify;
+mod parts;
+mod ports;
+mod readiness;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::args::UpOptions;
+use crate::error::CliError;
+use crate::output::{Output, print};
+use directory::Directory;
+pub use directory::Endpoints;
+use parts::Parts;
+use ports::Listeners;
+
+/// Signals that end the process.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, CliError> {
+        let listen = |kind| signal(kind).map_err(|e| CliError::failed(format!("cannot listen to signals: {e}")));
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Starts the cluster and serves until a signal comes or a part fails.
+pub async fn up(options: UpOptions, out: Output) -> Result<(), CliError> {
+    check_options(&options)?;
+    let mut signals = Signals::new()?;
+    let directory = Directory::open(&options.data_dir).await?;
+    let listeners = Listeners::bind(options.ports)?;
+    let mut parts = Parts::default();
+    let served = tokio::select! {
+        served = serve(&options, &directory, listeners, &mut parts, out) => served,
+        () = signals.next() => Ok(()),
+    };
+    directory.withdraw();
+    notify::stopping();
+    let stopped = tokio::select! {
+        stopped = parts.stop() => stopped,
+        () = signals.next() => Err(CliError::failed("stopped at once, as asked for by a second signal")),
+    };
+    served.and(stopped)
+}
+
+fn check_options(options: &UpOptions) -> Result<(), CliError> {
+    if let Some(code) = &options.ec {
+        return Err(CliError::usage(format!(
+            "cannot make an erasure-coded pool ({code}): that comes with a later version, use --replicas until then"
+        )));
+    }
+    Ok(())
+}
+
+/// Starts everything and returns only when a part has failed.
+async fn serve(
+    options: &UpOptions,
+    directory: &Directory,
+    listeners: Listeners,
+    parts: &mut Parts,
+    out: Output,
+) -> Result<(), CliError> {
+    let store = parts.open_store(directory).await?;
+    let layout = bootstrap::bootstrap(&store, directory, options).await?;
+    parts.start(directory, listeners, &layout).await?;
+    let serving = parts.serving()?;
+    let endpoints = tokio::select! {
+        endpoints = readiness::wait(serving, &store, &layout) => endpoints?,
+        failure = parts.failed() => return Err(failure),
+    };
+    directory.announce(&endpoints)?;
+    notify::ready();
+    if out.json {
+        out.show(&endpoints, |_| String::new())?;
+    } else {
+        print(&banner::banner(&endpoints, &layout, &options.data_dir))?;
+    }
+    Err(parts.failed().await)
+}

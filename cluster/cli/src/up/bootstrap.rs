@@ -1,0 +1,187 @@
+//! The first start creates the cluster; later ones check that what is asked for is what is there.
+//!
+//! Order of a first start: identity, OSD files, pool, images, and the configuration of the OSDs last. As long as that is
+//! missing the start was not complete, and the next one goes on where this one ended; every step finds what it made before.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use blockyard_client::{ErrorKind, metadata};
+use cluster_proto::map::{ClusterInfo, ClusterMap, OsdConfig, PoolConfig, keys, parse};
+use cluster_proto::{OsdId, PoolId, Uuid};
+use cluster_state::{Compare, EmbeddedStore, StateStore, Txn};
+use osd::PrepareOptions;
+
+use super::directory::Directory;
+use crate::args::{ImageSpec, NewImage, UpOptions};
+use crate::error::CliError;
+use crate::pool::{json, put_new};
+use crate::size::Size;
+
+/// Version of the schema of the cluster state.
+const SCHEMA: u32 = 1;
+/// The first pool.
+const FIRST_POOL: PoolId = PoolId(1);
+
+const OSDS_DEFAULT: u32 = 3;
+const COPIES_DEFAULT: u8 = 3;
+const OSD_BYTES_DEFAULT: u64 = 4 << 30;
+const DEMO_BYTES: u64 = 4 << 30;
+
+/// What there is to run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Layout {
+    /// The cluster.
+    pub cluster: Uuid,
+    /// OSDs in the data directory.
+    pub osds: Vec<OsdId>,
+    /// Images that are there, with their sizes in bytes.
+    pub images: Vec<(ImageSpec, u64)>,
+}
+
+/// Creates or checks the cluster in `directory`.
+pub async fn bootstrap(store: &EmbeddedStore, directory: &Directory, options: &UpOptions) -> Result<Layout, CliError> {
+    let cluster = identity(store).await?;
+    let map = read_config(store).await?;
+    let osds = if map.osd_configs.is_empty() {
+        create(store, directory, options, cluster).await?
+    } else {
+        check(&map, directory, options)?;
+        create_images(store, &options.image).await?;
+        map.osd_configs.keys().copied().collect()
+    };
+    forget_predecessor(store, &osds).await?;
+    let images = metadata::images(store).await?.into_iter().filter(|info| !info.meta.removing);
+    let images = images.map(|info| (ImageSpec { pool: info.pool_config.name, name: info.meta.name }, info.meta.size));
+    Ok(Layout { cluster, osds, images: images.collect() })
+}
+
+/// The cluster's identity, given at the very first start.
+async fn identity(store: &EmbeddedStore) -> Result<Uuid, CliError> {
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let info = ClusterInfo { id: Uuid::new_v4(), created, schema: SCHEMA };
+    let txn =
+        Txn::new().when(Compare::Absent(keys::CLUSTER.into())).put(keys::CLUSTER, json(&info)?).or_read(keys::CLUSTER);
+    let result = store.txn(txn).await?;
+    let Some(entry) = result.read.into_iter().flatten().next() else { return Ok(info.id) };
+    let info: ClusterInfo = parse(keys::CLUSTER, &entry.value).map_err(|e| CliError::failed(e.to_string()))?;
+    if info.schema > SCHEMA {
+        return Err(CliError::failed(format!(
+            "the data directory was written by a newer version of Blockyard (schema {}): start that one",
+            info.schema
+        )));
+    }
+    Ok(info.id)
+}
+
+async fn read_config(store: &EmbeddedStore) -> Result<ClusterMap, CliError> {
+    let mut map = ClusterMap::default();
+    for entry in store.range(keys::CONFIG).await?.entries {
+        map.apply(&entry.key, Some(&entry.value)).map_err(|e| CliError::failed(e.to_string()))?;
+    }
+    Ok(map)
+}
+
+/// The first start.
+async fn create(
+    store: &EmbeddedStore,
+    directory: &Directory,
+    options: &UpOptions,
+    cluster: Uuid,
+) -> Result<Vec<OsdId>, CliError> {
+    let count = options.osds.unwrap_or(OSDS_DEFAULT);
+    let copies = options.replicas.unwrap_or(COPIES_DEFAULT.min(u8::try_from(count).unwrap_or(COPIES_DEFAULT)));
+    if u32::from(copies) > count {
+        return Err(CliError::usage(format!(
+            "{copies} copies need as many OSDs, and there are to be {count}: give --osds {copies} or --replicas {count}"
+        )));
+    }
+    let bytes = options.osd_size.map_or(OSD_BYTES_DEFAULT, |size| size.0);
+    let osds: Vec<_> = (1..=count).map(OsdId).collect();
+    prepare(directory, &osds, bytes, cluster).await?;
+    put_new(store, FIRST_POOL, &PoolConfig::replicated(ImageSpec::DEFAULT_POOL, copies)).await?;
+    if options.image.is_empty() {
+        let demo = ImageSpec { pool: ImageSpec::DEFAULT_POOL.into(), name: "demo".into() };
+        create_images(store, &[NewImage { spec: demo, size: DEMO_BYTES }]).await?;
+    } else {
+        create_images(store, &options.image).await?;
+    }
+    let config = json(&OsdConfig { weight: bytes as f64 / (1u64 << 40) as f64 })?;
+    let txn = osds.iter().fold(Txn::new(), |txn, osd| txn.put(keys::osd_config(*osd), config.clone()));
+    store.txn(txn).await?;
+    Ok(osds)
+}
+
+/// Makes the files that are not there yet.
+async fn prepare(directory: &Directory, osds: &[OsdId], bytes: u64, cluster: Uuid) -> Result<(), CliError> {
+    for id in osds {
+        let path = directory.osd(*id);
+        if path.exists() {
+            // From a first start that was interrupted. The OSD itself makes sure that it belongs here.
+            continue;
+        }
+        let options = PrepareOptions { path, bytes: Some(bytes), id: *id, cluster, force: false };
+        let prepared = tokio::task::spawn_blocking(move || osd::prepare(&options)).await;
+        let prepared = prepared.map_err(|e| CliError::failed(format!("preparing OSD {id} failed: {e}")))?;
+        prepared.map_err(|e| CliError::failed(e.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Creates the images that do not exist.
+async fn create_images(store: &EmbeddedStore, images: &[NewImage]) -> Result<(), CliError> {
+    for NewImage { spec, size } in images {
+        match metadata::create_image(store, &spec.pool, &spec.name, *size).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let found = metadata::image(store, &spec.pool, &spec.name).await?.meta.size;
+                if found != *size {
+                    tracing::warn!(
+                        "image {spec} has {} already and keeps it: 'blockyard image resize' changes it",
+                        Size(found)
+                    );
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A later start: what is fixed must be as it was, and nothing may be missing.
+fn check(map: &ClusterMap, directory: &Directory, options: &UpOptions) -> Result<(), CliError> {
+    let fixed = |what: &str, found: String, asked: String| {
+        CliError::usage(format!(
+            "the cluster there has {found}, not {asked}: {what} is fixed at the first start, leave it out"
+        ))
+    };
+    let count = map.osd_configs.len();
+    if let Some(osds) = options.osds.filter(|osds| *osds as usize != count) {
+        return Err(fixed("--osds", format!("{count} OSDs"), osds.to_string()));
+    }
+    let copies = map.pool_by_name(ImageSpec::DEFAULT_POOL).map(|(_, pool)| pool.width());
+    if let (Some(copies), Some(asked)) = (copies, options.replicas)
+        && copies != usize::from(asked)
+    {
+        return Err(fixed("--replicas", format!("{copies} copies in pool default"), asked.to_string()));
+    }
+    for id in map.osd_configs.keys() {
+        let path = directory.osd(*id);
+        let Ok(meta) = std::fs::metadata(&path) else {
+            return Err(CliError::failed(format!(
+                "cannot start OSD {id}: its file {} is missing: put it back",
+                path.display()
+            )));
+        };
+        if let Some(size) = options.osd_size.filter(|size| meta.is_file() && size.0 != meta.len()) {
+            return Err(fixed("--osd-size", format!("OSDs of {}", Size(meta.len())), size.to_string()));
+        }
+    }
+    Ok(())
+}
+
+/// Removes what tells that a killed predecessor lives: nobody else runs our OSDs, or leads in our store, now.
+async fn forget_predecessor(store: &EmbeddedStore, osds: &[OsdId]) -> Result<(), CliError> {
+    let txn = osds.iter().fold(Txn::new().delete(keys::LEADER), |txn, osd| txn.delete(keys::osd(*osd)));
+    store.txn(txn).await?;
+    Ok(())
+}
