@@ -219,11 +219,19 @@ fn verify(bytes: &[u8], crcs: &[u32], sectors: SectorRange, bad: &mut SmallVec<[
     }
 }
 
+/// The checksums of sectors that lie in one of the pieces.
+fn stored_crcs<'a>(pieces: &[Piece], crcs: &'a [u32], sectors: SectorRange) -> &'a [u32] {
+    let Some(piece) = pieces.iter().find(|piece| piece.sectors.contains(sectors)) else { return &[] };
+    let at = piece.at + (sectors.start - piece.sectors.start) as usize;
+    &crcs[at..at + sectors.count as usize]
+}
+
 fn outcome_of(op: ReadOp) -> ShardOutcome {
     if !op.bad.is_empty() {
         let mut sectors = op.bad;
         sectors.sort_unstable();
-        return ShardOutcome::Corrupt { version: op.version, sectors };
+        let crcs = sectors.iter().flat_map(|bad| stored_crcs(&op.pieces, &op.crcs, *bad)).copied().collect();
+        return ShardOutcome::Corrupt { version: op.version, sectors, crcs };
     }
     let data: Buffer = op.data.freeze();
     match op.fetch {

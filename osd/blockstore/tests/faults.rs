@@ -100,7 +100,7 @@ fn a_corrupt_read_names_exactly_the_bad_sectors_and_repair_heals_them() {
     let outcome = d.call(read(0, SectorRange::new(1, 7)));
     let bad = [SectorRange::new(2, 2), one(6)];
     assert!(
-        matches!(&outcome, ShardOutcome::Corrupt { version: Version(1), sectors } if sectors.as_slice() == bad),
+        matches!(&outcome, ShardOutcome::Corrupt { version: Version(1), sectors, .. } if sectors.as_slice() == bad),
         "{outcome:?}"
     );
     assert!(matches!(d.call(read(0, SectorRange::new(4, 2))), ShardOutcome::Read { .. }));

@@ -208,9 +208,9 @@ impl Device {
 
     /// The device after a power cut in which the unsafe writes met these fates.
     pub fn after_cut(&self, fates: &[Fate]) -> Device {
-        let mut device = self.clone();
-        let cache = std::mem::take(&mut device.cache);
-        for (write, fate) in cache.iter().zip(fates) {
+        let mut device = Device::new(self.bytes, self.durability);
+        device.medium = self.medium.clone();
+        for (write, fate) in self.cache.iter().zip(fates) {
             match fate {
                 Fate::Lost => {}
                 Fate::Kept => device.medium.write(write.offset, &write.data),
@@ -228,6 +228,7 @@ impl Device {
     /// The device after the process was killed but the power stayed: what was submitted arrives.
     pub fn after_kill(&self) -> Device {
         let mut device = self.clone();
+        device.bad_ranges.clear();
         device.cache.iter_mut().for_each(|w| w.completed = true);
         if device.durability == Durability::WriteThrough {
             device.settle(|_| true);

@@ -1,6 +1,7 @@
 //! What a store should hold: a plain map, and random operations on it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use blockstore::Store;
 use buffer::Buffer;
@@ -22,7 +23,8 @@ pub struct ModelObject {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
-    pub objects: BTreeMap<ObjectId, ModelObject>,
+    /// Shared between the many states of a run.
+    pub objects: BTreeMap<ObjectId, Rc<ModelObject>>,
     pub requests: BTreeMap<(ClientId, u64), Version>,
 }
 
@@ -71,12 +73,12 @@ impl Model {
                 }
             }
             ShardOp::Zero { version, sectors, .. } => {
-                let own = self.objects.entry(id).or_default();
+                let own = Rc::make_mut(self.objects.entry(id).or_default());
                 (own.version, own.deleted) = (*version, false);
                 own.sectors.retain(|s, _| *s < sectors.start || *s >= sectors.end());
             }
             ShardOp::Delete { version, .. } => {
-                self.objects.insert(id, ModelObject { version: *version, deleted: true, ..ModelObject::default() });
+                self.tombstone(id, *version, true);
             }
             ShardOp::Collect { version, .. } => {
                 if self.objects.get(&id).is_some_and(|o| o.deleted && o.version == *version) {
@@ -84,8 +86,7 @@ impl Model {
                 }
             }
             ShardOp::Restore { version, content, .. } => {
-                self.objects
-                    .insert(id, ModelObject { version: *version, deleted: content.deleted, ..ModelObject::default() });
+                self.tombstone(id, *version, content.deleted);
                 let sectors = content.extents.iter().flat_map(|e| e.iter());
                 if !content.deleted {
                     self.put(id, Some(*version), sectors, &content.data);
@@ -98,8 +99,12 @@ impl Model {
         }
     }
 
+    fn tombstone(&mut self, id: ObjectId, version: Version, deleted: bool) {
+        self.objects.insert(id, Rc::new(ModelObject { version, deleted, ..ModelObject::default() }));
+    }
+
     fn put(&mut self, id: ObjectId, version: Option<Version>, sectors: impl Iterator<Item = u32>, data: &Buffer) {
-        let own = self.objects.entry(id).or_default();
+        let own = Rc::make_mut(self.objects.entry(id).or_default());
         if let Some(version) = version {
             (own.version, own.deleted) = (version, false);
         }
@@ -147,7 +152,12 @@ impl Model {
         if let Some(why) = self.differs_from_index(&driver.store) {
             return Some(why);
         }
-        for (id, own) in &self.objects {
+        self.differs_in_data(driver, u32::MAX)
+    }
+
+    /// Data of the objects numbered below `most`, compared with the model.
+    pub fn differs_in_data(&self, driver: &mut Driver, most: u32) -> Option<String> {
+        for (id, own) in self.objects.iter().filter(|(id, _)| id.index < most) {
             let ShardOutcome::Fetched { version, content } = driver.call(ShardOp::Fetch { object: *id }) else {
                 return Some(format!("{id} cannot be fetched"));
             };
