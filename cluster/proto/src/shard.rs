@@ -204,8 +204,10 @@ pub enum ShardOutcome {
     Corrupt {
         /// Version of the object at the time.
         version: Version,
-        /// The damaged sectors.
+        /// The damaged sectors, ascending.
         sectors: SmallVec<[SectorRange; 2]>,
+        /// The stored checksum of each of them: what an intact copy must have.
+        crcs: Crcs,
     },
     /// Refused or failed, with no effect.
     Failed(Status),

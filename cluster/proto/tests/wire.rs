@@ -83,7 +83,11 @@ fn samples() -> Vec<Message> {
         outcome(ShardOutcome::Done),
         outcome(ShardOutcome::Read { version, data, crcs }),
         outcome(ShardOutcome::Fetched { version, content }),
-        outcome(ShardOutcome::Corrupt { version, sectors: [two].into_iter().collect() }),
+        outcome(ShardOutcome::Corrupt {
+            version,
+            sectors: [two].into_iter().collect(),
+            crcs: [7, 8].into_iter().collect(),
+        }),
         outcome(ShardOutcome::Failed(Status::NoSpace)),
         Message::PeerQuery(query),
         Message::PeerInfo(PeerInfo { query, digests: Box::new(std::array::from_fn(|i| i as u64)), free_bytes: 5 }),

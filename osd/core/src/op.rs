@@ -1,6 +1,7 @@
 //! Operations in progress: a slab of slots with generation-tagged ids, so that a late answer to an operation that was
 //! given up finds nothing.
 
+use cluster_proto::crc::Crcs;
 use cluster_proto::ids::{ClientId, ObjectId, PgId, Version};
 use cluster_proto::layout::SectorRange;
 use cluster_proto::link::LinkId;
@@ -60,7 +61,20 @@ pub(crate) struct Restore {
     pub sources: MemberMask,
     /// Members that do not.
     pub laggards: MemberMask,
-    pub copying: bool,
+    pub stage: RestoreStage,
+}
+
+/// How far a [`Restore`] is. Members are named by position.
+#[derive(Debug)]
+pub(crate) enum RestoreStage {
+    /// Asking member `from` for the object.
+    Fetching { from: usize },
+    /// Member `from` has damaged sectors: asking others for sectors with these checksums, in whatever version.
+    Salvaging { from: usize, bad: SectorRange, crcs: Crcs, asked: MemberMask },
+    /// Rewriting the damaged sectors of member `from`.
+    Repairing { from: usize, count: u32 },
+    /// Writing the object to the members that lag behind.
+    Copying,
 }
 
 #[derive(Debug)]

@@ -134,9 +134,12 @@ impl Disk {
             if !written.completed && rng.one_in(2) {
                 written.completed = true;
                 store(&mut self.view, written.offset, &written.data);
+                if self.write_through {
+                    store(&mut self.durable, written.offset, &written.data);
+                }
             }
         }
-        self.volatile.retain(|w| w.completed);
+        self.volatile.retain(|w| w.completed && !self.write_through);
     }
 
     /// Flips a bit of a random written page at or above `from`. Returns the page's offset.

@@ -9,6 +9,8 @@ use crate::world::World;
 pub struct FaultPlan {
     /// Mean time between faults.
     pub every: Micros,
+    /// Faults that are left: the work must get done in the end.
+    pub budget: u32,
     /// OSD processes die.
     pub crashes: bool,
     /// Power fails under OSDs, losing and tearing what was not flushed.
@@ -28,6 +30,7 @@ impl FaultPlan {
     pub fn random(rng: &mut Rng, copies: u8) -> Self {
         Self {
             every: rng.range(20_000, 1_500_000),
+            budget: rng.range(5, 60) as u32,
             crashes: rng.below(4) > 0,
             power: rng.below(4) > 0,
             network: rng.below(4) > 0,

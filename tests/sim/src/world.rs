@@ -191,7 +191,9 @@ impl World {
     }
 
     fn run_all(&mut self) -> Result<Report, String> {
+        let (osd_count, through) = (self.osds.len(), self.osds[0].disk.is_write_through());
         let all_begun = |w: &World| w.clients.iter().all(|c| c.to_do == 0);
+        self.note(|| format!("osds {osd_count}, write-through {through}"));
         self.run_until(600_000_000, all_begun).map_err(|e| format!("clients could not begin their work: {e}"))?;
         self.heal();
         let limit = self.now + REST_LIMIT;
@@ -290,7 +292,8 @@ impl World {
             Event::Start { osd } => self.start_osd(osd),
             Event::Begin { client, life } => self.begin(client, life),
             Event::Fault => {
-                if !self.calm {
+                if !self.calm && self.faults.budget > 0 {
+                    self.faults.budget -= 1;
                     faults::strike(self);
                     let next = self.rng.range(1, 2 * self.faults.every);
                     self.after(next, Event::Fault);

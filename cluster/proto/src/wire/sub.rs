@@ -294,11 +294,14 @@ impl SubReply {
                 put_requests(out, travelling(&content.requests));
                 return Some((&content.data, &content.crcs));
             }
-            ShardOutcome::Corrupt { version, sectors } => {
+            ShardOutcome::Corrupt { version, sectors, crcs } => {
                 (raw.kind, raw.version) = (3, version.0.into());
                 raw.extents = (sectors.len() as u32).into();
                 put(out, &raw);
                 put_ranges(out, sectors);
+                for crc in crcs {
+                    put(out, &U32::new(*crc));
+                }
                 return None;
             }
             ShardOutcome::Failed(status) => (raw.kind, raw.status) = (4, (*status as u16).into()),
@@ -318,7 +321,13 @@ impl SubReply {
                 let content = read_content(r, raw.deleted != 0, counts, data, crcs)?;
                 ShardOutcome::Fetched { version, content }
             }
-            3 => ShardOutcome::Corrupt { version, sectors: read_ranges(r, raw.extents.get())?.into() },
+            3 => {
+                let sectors = read_ranges(r, raw.extents.get())?;
+                let count = sectors.iter().map(|s| s.count).sum();
+                let crcs = r.list::<U32>(count, SECTORS_PER_OBJECT_MAX as usize, "checksums")?;
+                let crcs = crcs.iter().map(|crc| crc.get()).collect();
+                ShardOutcome::Corrupt { version, sectors: sectors.into(), crcs }
+            }
             4 => ShardOutcome::Failed(Status::from_u16(raw.status.get()).ok_or_else(|| r.error("status"))?),
             _ => return Err(r.error("shard outcome kind")),
         };

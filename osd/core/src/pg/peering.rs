@@ -18,7 +18,7 @@ use cluster_proto::shard::{Buckets, Digests, ObjectHead, ShardIndex};
 use cluster_proto::wire::{Message, PeerInfo, PeerList, PeerObjects, PeerQuery};
 
 use super::{Pg, STALL_MS};
-use crate::op::{MemberMask, OpId, Restore};
+use crate::op::{MemberMask, OpId, Restore, RestoreStage};
 use crate::osd::{Osd, Output};
 
 /// Where a PG stands.
@@ -314,7 +314,7 @@ fn differing_objects(heads: &[Vec<ObjectHead>]) -> VecDeque<Restore> {
             version,
             sources,
             laggards: all & !sources,
-            copying: false,
+            stage: RestoreStage::Fetching { from: 0 },
         })
         .collect()
 }

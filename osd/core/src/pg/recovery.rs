@@ -1,11 +1,13 @@
 //! Copies objects that differ to the members that lag behind, before the PG is active.
 
+use buffer::Buffer;
+use cluster_proto::crc::Crcs;
 use cluster_proto::ids::PgId;
 use cluster_proto::link::Millis;
 use cluster_proto::shard::{ObjectContent, ShardIndex, ShardOp, ShardOutcome};
 
 use super::peering::State;
-use crate::op::{Kind, MemberMask, OpId};
+use crate::op::{Kind, MemberMask, OpId, RestoreStage};
 use crate::osd::Osd;
 
 /// Objects copied at the same time in one PG.
@@ -47,6 +49,7 @@ impl Osd {
         }
         let from = if restore.sources & 1 << own != 0 { own } else { restore.sources.trailing_zeros() as usize };
         restore.sources &= !(1 << from);
+        restore.stage = RestoreStage::Fetching { from };
         self.send_to_member(id, from, ShardOp::Fetch { object });
     }
 
@@ -54,20 +57,70 @@ impl Osd {
         let Some(op) = self.ops.get_mut(id) else { return };
         let (pg, settled) = (op.pg, op.is_settled());
         let Kind::Restore(restore) = &mut op.kind else { return };
-        match outcome {
-            ShardOutcome::Fetched { version, content } if !restore.copying && version == restore.version => {
-                restore.copying = true;
+        match (&restore.stage, outcome) {
+            (RestoreStage::Fetching { .. }, ShardOutcome::Fetched { version, content })
+                if version == restore.version =>
+            {
+                restore.stage = RestoreStage::Copying;
                 let laggards = restore.laggards;
                 self.copy_to(id, laggards, content);
             }
-            ShardOutcome::Done if restore.copying => {
+            (&RestoreStage::Fetching { from }, ShardOutcome::Corrupt { version, sectors, crcs })
+                if version == restore.version && !sectors.is_empty() =>
+            {
+                let bad = sectors[0];
+                let crcs = crcs[..(bad.count as usize).min(crcs.len())].into();
+                restore.stage = RestoreStage::Salvaging { from, bad, crcs, asked: 1 << from };
+                self.salvage(now, pg, id);
+            }
+            (RestoreStage::Salvaging { crcs: wanted, .. }, ShardOutcome::Read { data, crcs, .. })
+                if *wanted == crcs =>
+            {
+                self.repair_source(id, data, crcs);
+            }
+            (RestoreStage::Salvaging { .. }, _) => self.salvage(now, pg, id),
+            (&RestoreStage::Repairing { from, count }, ShardOutcome::Done) => {
+                restore.stage = RestoreStage::Fetching { from };
+                let object = restore.object;
+                self.stats.repaired_sectors += u64::from(count);
+                self.notice(format!("object {object}: repaired {count} damaged sectors from another copy"));
+                self.send_to_member(id, from, ShardOp::Fetch { object });
+            }
+            (RestoreStage::Fetching { .. } | RestoreStage::Repairing { .. }, _) => self.fetch_object(now, pg, id),
+            (RestoreStage::Copying, ShardOutcome::Done) => {
                 if settled {
                     self.restore_finish(now, shard, pg, id);
                 }
             }
-            _ if !restore.copying => self.fetch_object(now, pg, id),
-            other => self.pg_fail(now, pg, &format!("a copy could not be written: {other:?}")),
+            (RestoreStage::Copying, other) => {
+                self.pg_fail(now, pg, &format!("a copy could not be written: {other:?}"));
+            }
         }
+    }
+
+    /// The newest version is on a member with damaged sectors. Older versions may still have the same content there: asks
+    /// the next member for it, or gives this source up.
+    fn salvage(&mut self, now: Millis, pg_id: PgId, id: OpId) {
+        let Some(width) = self.pgs.get(&pg_id).map(|pg| pg.width()) else { return };
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Kind::Restore(restore) = &mut op.kind else { return };
+        let object = restore.object;
+        let RestoreStage::Salvaging { bad, asked, .. } = &mut restore.stage else { return };
+        let Some(next) = (0..width).find(|member| *asked & 1 << member == 0) else {
+            return self.fetch_object(now, pg_id, id);
+        };
+        *asked |= 1 << next;
+        let read = ShardOp::Read { object, sectors: *bad };
+        self.send_to_member(id, next, read);
+    }
+
+    fn repair_source(&mut self, id: OpId, data: Buffer, crcs: Crcs) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Kind::Restore(restore) = &mut op.kind else { return };
+        let RestoreStage::Salvaging { from, bad, .. } = restore.stage else { return };
+        restore.stage = RestoreStage::Repairing { from, count: bad.count };
+        let (object, version) = (restore.object, restore.version);
+        self.send_to_member(id, from, ShardOp::Repair { object, version, sectors: bad, data, crcs });
     }
 
     fn copy_to(&mut self, id: OpId, laggards: MemberMask, content: ObjectContent) {
