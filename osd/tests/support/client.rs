@@ -17,6 +17,8 @@ pub struct Client {
     stream: TcpStream,
     decoder: Decoder,
     input: Vec<u8>,
+    chunk: Vec<u8>,
+    output: Vec<u8>,
     id: ClientId,
     seq: u64,
     pg_count: u32,
@@ -42,6 +44,8 @@ impl Client {
             stream,
             decoder: Decoder::new(),
             input: Vec::new(),
+            chunk: vec![0; 256 << 10],
+            output: Vec::new(),
             id: ClientId(id),
             seq: 0,
             pg_count: super::PG_COUNT,
@@ -60,11 +64,11 @@ impl Client {
     }
 
     pub fn send(&mut self, message: &Message) {
-        let mut bytes = Vec::new();
-        if let Some(payload) = encode(message, &mut bytes) {
-            bytes.extend_from_slice(&payload);
+        self.output.clear();
+        if let Some(payload) = encode(message, &mut self.output) {
+            self.output.extend_from_slice(&payload);
         }
-        self.stream.write_all(&bytes).expect("the OSD takes it");
+        self.stream.write_all(&self.output).expect("the OSD takes it");
     }
 
     pub fn receive(&mut self) -> Message {
@@ -76,10 +80,9 @@ impl Client {
             if let Some(message) = decoded {
                 return message;
             }
-            let mut chunk = vec![0; 256 << 10];
-            let n = self.stream.read(&mut chunk).expect("the OSD answers");
+            let n = self.stream.read(&mut self.chunk).expect("the OSD answers");
             assert!(n > 0, "the OSD closed the connection");
-            self.input.extend_from_slice(&chunk[..n]);
+            self.input.extend_from_slice(&self.chunk[..n]);
         }
     }
 
