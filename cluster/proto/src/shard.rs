@@ -44,6 +44,13 @@ pub struct AppliedRequest {
     pub version: Version,
 }
 
+impl AppliedRequest {
+    /// A mark among the requests of a restored object: those above this version have *not* taken effect.
+    pub const fn undone_above(version: Version) -> Self {
+        AppliedRequest { client: ClientId(0), seq: 0, version }
+    }
+}
+
 /// What a store knows of a client's request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RequestState {
@@ -66,7 +73,8 @@ pub struct ObjectContent {
     pub data: Buffer,
     /// One per sector of data.
     pub crcs: Crcs,
-    /// Requests that made the object what it is and may yet be repeated.
+    /// Requests that made the object what it is and may yet be repeated. May end with
+    /// [`AppliedRequest::undone_above`].
     pub requests: Vec<AppliedRequest>,
 }
 

@@ -47,9 +47,22 @@ impl Requests {
     /// Remembers requests that came with a restored object.
     pub fn apply_restored(&mut self, requests: &[AppliedRequest], object: ObjectId, lsn: Lsn) {
         for r in requests {
-            self.remember(r.client, r.seq, r.version, object, lsn);
+            if r.client == ClientId(0) {
+                self.undo_above(r.version, object);
+            } else {
+                self.remember(r.client, r.seq, r.version, object, lsn);
+            }
         }
         self.enforce_limits();
+    }
+
+    /// Forgets the requests that changed an object above a version: they were undone.
+    fn undo_above(&mut self, version: Version, object: ObjectId) {
+        for client in self.clients.values_mut() {
+            let before = client.applied.len();
+            client.applied.retain(|_, (v, o)| *o != object || *v <= version);
+            self.count -= (before - client.applied.len()) as u64;
+        }
     }
 
     fn remember(&mut self, client: ClientId, seq: u64, version: Version, object: ObjectId, lsn: Lsn) {

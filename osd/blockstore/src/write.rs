@@ -9,7 +9,7 @@ use buffer::Buffer;
 use cluster_proto::ids::{ObjectId, Version};
 use cluster_proto::limits::{BLOCK_SIZE_MAX, SECTORS_PER_OBJECT_MAX};
 use cluster_proto::shard::{ObjectContent, Origin, ShardOp};
-use cluster_proto::{ClientId, SECTOR, SectorRange, Status};
+use cluster_proto::{SECTOR, SectorRange, Status};
 use smallvec::SmallVec;
 
 use crate::commit::{Newest, Pending};
@@ -97,7 +97,7 @@ impl Store {
         let kind = if c.deleted { Kind::RestoreDeleted } else { Kind::Restore };
         let whole = SectorRange::new(0, SECTORS_PER_OBJECT_MAX);
         let mut change = Change::new(kind, object, version, Origin::NONE, whole);
-        change.requests.extend(c.requests.iter().filter(|r| r.client != ClientId(0)));
+        change.requests.extend(c.requests.iter());
         let payload = Payload { sectors: SmallVec::from_slice(&c.extents), data: &c.data, crcs: &c.crcs };
         self.write_payload(tag, change, &payload)
     }

@@ -7,6 +7,7 @@ use cluster_proto::layout::SectorRange;
 use cluster_proto::link::LinkId;
 use cluster_proto::status::Status;
 use cluster_proto::wire::Request;
+use smallvec::SmallVec;
 
 /// Names an operation: generation and slot. Used as the tag of local store operations and the id of sub-requests.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -61,6 +62,10 @@ pub(crate) struct Restore {
     pub sources: MemberMask,
     /// Members that do not.
     pub laggards: MemberMask,
+    /// What each member holds, by position.
+    pub versions: SmallVec<[Version; 4]>,
+    /// The newest version cannot be read and was never acknowledged: an older one takes its place everywhere.
+    pub undoes: bool,
     pub stage: RestoreStage,
 }
 

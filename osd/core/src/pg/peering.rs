@@ -12,10 +12,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use cluster_proto::ids::{Epoch, ObjectId, OsdId, PgId};
+use cluster_proto::ids::{Epoch, ObjectId, OsdId, PgId, Version};
 use cluster_proto::link::{Millis, Outgoing};
 use cluster_proto::shard::{Buckets, Digests, ObjectHead, ShardIndex};
 use cluster_proto::wire::{Message, PeerInfo, PeerList, PeerObjects, PeerQuery};
+use smallvec::{SmallVec, smallvec};
 
 use super::{Pg, STALL_MS};
 use crate::op::{MemberMask, OpId, Restore, RestoreStage};
@@ -293,28 +294,39 @@ impl Osd {
 /// What must be copied where, from each member's heads: the newest version wins. It includes every acknowledged change,
 /// because those are on all members, and every older one, because members apply changes in order.
 fn differing_objects(heads: &[Vec<ObjectHead>]) -> VecDeque<Restore> {
-    let mut newest: BTreeMap<ObjectId, (cluster_proto::Version, MemberMask)> = BTreeMap::new();
+    let mut versions: BTreeMap<ObjectId, SmallVec<[Version; 4]>> = BTreeMap::new();
     for (position, list) in heads.iter().enumerate() {
         for head in list {
-            let entry = newest.entry(head.object).or_insert((head.version, 0));
-            if head.version > entry.0 {
-                *entry = (head.version, 0);
-            }
-            if head.version == entry.0 {
-                entry.1 |= 1 << position;
-            }
+            let of_members = versions.entry(head.object).or_insert_with(|| smallvec![Version::NONE; heads.len()]);
+            of_members[position] = head.version;
         }
     }
-    let all = ((1u32 << heads.len()) - 1) as MemberMask;
-    newest
-        .into_iter()
-        .filter(|(_, (_, sources))| *sources != all)
-        .map(|(object, (version, sources))| Restore {
-            object,
-            version,
-            sources,
-            laggards: all & !sources,
-            stage: RestoreStage::Fetching { from: 0 },
-        })
-        .collect()
+    versions.into_iter().filter_map(|(object, versions)| Restore::newest(object, versions)).collect()
+}
+
+impl Restore {
+    /// Brings the newest version to all members, if some lack it.
+    fn newest(object: ObjectId, versions: SmallVec<[Version; 4]>) -> Option<Restore> {
+        let version = versions.iter().copied().max()?;
+        let holding = |wanted: bool| {
+            let positions = versions.iter().enumerate().filter(|(_, v)| (**v == version) == wanted);
+            positions.fold(0, |mask, (position, _)| mask | 1 << position)
+        };
+        let (sources, laggards) = (holding(true), holding(false));
+        let stage = RestoreStage::Fetching { from: 0 };
+        (laggards != 0).then(|| Restore { object, version, sources, laggards, versions, undoes: false, stage })
+    }
+
+    /// The newest version cannot be read anywhere. Not all members have it, so it was never acknowledged, nor read: the
+    /// next older one, possibly "does not exist", takes its place. False if all members have the same.
+    pub(crate) fn undo_newest(&mut self) -> bool {
+        let newest = self.version;
+        let Some(older) = self.versions.iter().copied().filter(|v| *v < newest).max() else { return false };
+        let holds = self.versions.iter().enumerate().filter(|(_, v)| **v == older);
+        self.sources = holds.fold(0, |mask, (position, _)| mask | 1 << position);
+        self.laggards = ((1u32 << self.versions.len()) - 1) as MemberMask;
+        self.version = older;
+        self.undoes = true;
+        true
+    }
 }

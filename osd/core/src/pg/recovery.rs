@@ -2,9 +2,10 @@
 
 use buffer::Buffer;
 use cluster_proto::crc::Crcs;
-use cluster_proto::ids::PgId;
+use cluster_proto::ids::{PgId, Version};
+use cluster_proto::limits::WIRE_REQUESTS_MAX;
 use cluster_proto::link::Millis;
-use cluster_proto::shard::{ObjectContent, ShardIndex, ShardOp, ShardOutcome};
+use cluster_proto::shard::{AppliedRequest, ObjectContent, ShardIndex, ShardOp, ShardOutcome};
 
 use super::peering::State;
 use crate::op::{Kind, MemberMask, OpId, RestoreStage};
@@ -45,7 +46,13 @@ impl Osd {
         let Kind::Restore(restore) = &mut op.kind else { return };
         let object = restore.object;
         if restore.sources == 0 {
-            return self.pg_fail(now, pg_id, &format!("no member can read object {object}"));
+            if !restore.undo_newest() {
+                return self.pg_fail(now, pg_id, &format!("no member can read object {object}"));
+            }
+            if restore.version == Version::NONE {
+                let content = ObjectContent { deleted: true, ..ObjectContent::default() };
+                return self.undo(id, content);
+            }
         }
         let from = if restore.sources & 1 << own != 0 { own } else { restore.sources.trailing_zeros() as usize };
         restore.sources &= !(1 << from);
@@ -61,9 +68,11 @@ impl Osd {
             (RestoreStage::Fetching { .. }, ShardOutcome::Fetched { version, content })
                 if version == restore.version =>
             {
-                restore.stage = RestoreStage::Copying;
+                if restore.undoes {
+                    return self.undo(id, content);
+                }
                 let laggards = restore.laggards;
-                self.copy_to(id, laggards, content);
+                self.copy_to(id, version, laggards, content);
             }
             (&RestoreStage::Fetching { from }, ShardOutcome::Corrupt { version, sectors, crcs })
                 if version == restore.version && !sectors.is_empty() =>
@@ -123,10 +132,24 @@ impl Osd {
         self.send_to_member(id, from, ShardOp::Repair { object, version, sectors: bad, data, crcs });
     }
 
-    fn copy_to(&mut self, id: OpId, laggards: MemberMask, content: ObjectContent) {
+    /// Puts the content of an older version on all members as a new one, together with a mark that the requests that made
+    /// the lost version have not taken effect: their clients will send them again.
+    fn undo(&mut self, id: OpId, mut content: ObjectContent) {
         let Some(op) = self.ops.get_mut(id) else { return };
+        let Some(pg) = self.pgs.get_mut(&op.pg) else { return };
         let Kind::Restore(restore) = &op.kind else { return };
-        let (object, version) = (restore.object, restore.version);
+        content.requests.truncate(WIRE_REQUESTS_MAX - 1);
+        content.requests.push(AppliedRequest::undone_above(restore.version));
+        let (object, laggards, version) = (restore.object, restore.laggards, pg.next_version());
+        self.copy_to(id, version, laggards, content);
+        self.notice(format!("object {object}: an unacknowledged change is damaged and was undone"));
+    }
+
+    fn copy_to(&mut self, id: OpId, version: Version, laggards: MemberMask, content: ObjectContent) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Kind::Restore(restore) = &mut op.kind else { return };
+        restore.stage = RestoreStage::Copying;
+        let object = restore.object;
         for member in (0..MemberMask::BITS as usize).filter(|m| laggards & 1 << m != 0) {
             self.send_to_member(id, member, ShardOp::Restore { object, version, content: content.clone() });
         }
