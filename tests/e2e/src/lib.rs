@@ -1,0 +1,25 @@
+//! What the end-to-end tests are made of: a cluster as a process, a small NBD client, a load that knows what must be
+//! there after a crash, and other people's programs.
+//!
+//! Nothing here links any crate of Blockyard: the tests see what users see. Settings of the environment:
+//!
+//! - `BLOCKYARD_BIN`: the command under test; else `target/release/blockyard` of this workspace.
+//! - `E2E_DIR`: where data directories are made; else the system's folder for temporary files.
+//! - `CI=true`: a missing program fails the test that needs it, which is skipped else.
+//! - `E2E_SKIPS`: a file to which one line is added for everything that was skipped.
+
+mod cluster;
+mod deadline;
+mod load;
+mod nbd;
+mod random;
+mod stamp;
+mod tool;
+
+pub use cluster::{Cluster, Refused, scratch, try_up};
+pub use deadline::{eventually, limited};
+pub use load::{Lane, Pattern};
+pub use nbd::{Command, Nbd, PERMISSION_DENIED};
+pub use random::Random;
+pub use stamp::{UNIT, read_stamp, write_stamp};
+pub use tool::{Done, blockyard, have, run, sha256, skip, workspace};

@@ -1,0 +1,223 @@
+//! A load that knows what must be there afterwards, whatever happened to the server in between.
+//!
+//! Each piece of 512 bytes is in at most one request at a time, so after a crash it holds what was acknowledged last, or
+//! what the request holds that was under way: nothing else. A write of whole sectors inside one object is there as a
+//! whole or not at all.
+
+use std::collections::HashMap;
+use std::io;
+
+use crate::{Command, Nbd, Random, UNIT, read_stamp, write_stamp};
+
+/// What is atomic: whole sectors ...
+const SECTOR_UNITS: u64 = 4096 / UNIT as u64;
+/// ... inside one object.
+const OBJECT_UNITS: u64 = (1 << 20) / UNIT as u64;
+
+/// The shape of a load.
+#[derive(Clone, Copy, Debug)]
+pub struct Pattern {
+    /// For messages.
+    pub name: &'static str,
+    /// Requests under way at once.
+    pub depth: usize,
+    /// Longest request. Pieces.
+    pub units_max: u64,
+    /// Requests begin and end at multiples of this. Pieces.
+    pub align: u64,
+    /// Share of requests that write zeroes. Percent.
+    pub zeroes: u64,
+    /// Share of requests that read. Percent.
+    pub reads: u64,
+    /// Writes ask for durability one by one.
+    pub fua: bool,
+}
+
+impl Pattern {
+    /// Small and large, alone and many, aligned and not.
+    pub const ALL: [Pattern; 5] = [
+        Pattern { name: "one by one", depth: 1, units_max: 8, align: 8, zeroes: 0, reads: 0, fua: true },
+        Pattern { name: "512 bytes and more", depth: 32, units_max: 20, align: 1, zeroes: 5, reads: 10, fua: false },
+        Pattern { name: "sectors", depth: 32, units_max: 64, align: 8, zeroes: 5, reads: 20, fua: false },
+        Pattern { name: "large", depth: 4, units_max: 2048, align: 8, zeroes: 10, reads: 5, fua: false },
+        Pattern { name: "everything", depth: 16, units_max: 600, align: 1, zeroes: 20, reads: 20, fua: true },
+    ];
+}
+
+/// A request under way.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    first: u64,
+    count: u64,
+    /// Sequence number, 0 for zeroes, none for reads.
+    writes: Option<u64>,
+}
+
+impl Request {
+    fn units(self) -> std::ops::Range<u64> {
+        self.first..self.first + self.count
+    }
+
+    fn is_atomic(self) -> bool {
+        let last = self.first + self.count - 1;
+        self.first.is_multiple_of(SECTOR_UNITS)
+            && self.count.is_multiple_of(SECTOR_UNITS)
+            && self.first / OBJECT_UNITS == last / OBJECT_UNITS
+    }
+}
+
+/// A part of an image that one connection writes to, and what is known of it.
+#[derive(Debug)]
+pub struct Lane {
+    first: u64,
+    /// Acknowledged sequence number of each piece; 0 is zeroes.
+    acknowledged: Vec<u64>,
+    busy: Vec<bool>,
+    under_way: HashMap<u64, Request>,
+    sequence: u64,
+    random: Random,
+    /// Writes acknowledged so far.
+    pub writes: u64,
+}
+
+impl Lane {
+    /// The bytes `offset..offset + len` of an image, which read as zeroes. Both are multiples of 1 MiB.
+    pub fn new(offset: u64, len: u64, seed: u64) -> Self {
+        let units = (len / UNIT as u64) as usize;
+        Self {
+            first: offset / UNIT as u64,
+            acknowledged: vec![0; units],
+            busy: vec![false; units],
+            under_way: HashMap::new(),
+            sequence: 0,
+            random: Random::new(seed),
+            writes: 0,
+        }
+    }
+
+    /// Loads the connection until it breaks.
+    ///
+    /// # Panics
+    /// If an answer is an error, or something read is not what must be there.
+    pub fn run(&mut self, nbd: &mut Nbd, pattern: &Pattern) -> io::Error {
+        loop {
+            if let Err(e) = self.turn(nbd, pattern) {
+                return e;
+            }
+        }
+    }
+
+    fn turn(&mut self, nbd: &mut Nbd, pattern: &Pattern) -> io::Result<()> {
+        while nbd.under_way() < pattern.depth {
+            let Some(request) = self.choose(pattern) else { break };
+            self.issue(nbd, request, pattern.fua)?;
+        }
+        let (cookie, answer) = nbd.receive()?;
+        let request = self.under_way.remove(&cookie).expect("an answer to what was asked");
+        let data = answer.unwrap_or_else(|e| panic!("{}: {request:?} failed: {e}", pattern.name));
+        self.finish(request, &data);
+        Ok(())
+    }
+
+    fn choose(&mut self, pattern: &Pattern) -> Option<Request> {
+        (0..20).find_map(|_| {
+            let pieces = 1 + self.random.below(pattern.units_max / pattern.align);
+            let count = pieces * pattern.align;
+            let places = (self.acknowledged.len() as u64 - count) / pattern.align + 1;
+            let first = self.random.below(places) * pattern.align;
+            if self.busy[first as usize..(first + count) as usize].contains(&true) {
+                return None;
+            }
+            let writes = if self.random.percent(pattern.reads) {
+                None
+            } else if self.random.percent(pattern.zeroes) {
+                Some(0)
+            } else {
+                self.sequence += 1;
+                Some(self.sequence)
+            };
+            Some(Request { first, count, writes })
+        })
+    }
+
+    fn issue(&mut self, nbd: &mut Nbd, request: Request, fua: bool) -> io::Result<()> {
+        let len = request.count as usize * UNIT;
+        let offset = (self.first + request.first) * UNIT as u64;
+        request.units().for_each(|unit| self.busy[unit as usize] = true);
+        let sent = match request.writes {
+            None => nbd.send(Command::Read, offset, len, &[], false),
+            Some(0) => nbd.send(Command::Zero, offset, len, &[], fua),
+            Some(sequence) => {
+                let mut data = vec![0; len];
+                for (unit, bytes) in request.units().zip(data.chunks_exact_mut(UNIT)) {
+                    write_stamp(bytes, self.first + unit, sequence);
+                }
+                nbd.send(Command::Write, offset, 0, &data, fua)
+            }
+        };
+        // What could not be sent as a whole may have been taken nevertheless: it counts as under way.
+        let cookie = *sent.as_ref().unwrap_or(&u64::MAX);
+        self.under_way.insert(cookie, request);
+        sent.map(drop)
+    }
+
+    fn finish(&mut self, request: Request, data: &[u8]) {
+        request.units().for_each(|unit| self.busy[unit as usize] = false);
+        match request.writes {
+            Some(sequence) => {
+                self.writes += 1;
+                request.units().for_each(|unit| self.acknowledged[unit as usize] = sequence);
+            }
+            None => {
+                for (unit, bytes) in request.units().zip(data.chunks_exact(UNIT)) {
+                    let found = self.stamp(unit, bytes);
+                    let expected = self.acknowledged[unit as usize];
+                    assert!(found == expected, "byte {}: read number {found}, not {expected}", self.byte(unit));
+                }
+            }
+        }
+    }
+
+    fn byte(&self, unit: u64) -> u64 {
+        (self.first + unit) * UNIT as u64
+    }
+
+    fn stamp(&self, unit: u64, bytes: &[u8]) -> u64 {
+        read_stamp(bytes, self.first + unit).unwrap_or_else(|why| panic!("byte {}: {why}", self.byte(unit)))
+    }
+
+    /// Reads everything after a crash and compares it with what was acknowledged and what was under way. Returns how many
+    /// of the writes under way were carried out.
+    ///
+    /// # Panics
+    /// If an acknowledged write is lost, an atomic one is there in part, or something is there that nobody wrote.
+    pub fn check(&mut self, nbd: &mut Nbd) -> usize {
+        let data = nbd.read_long(self.first * UNIT as u64, self.acknowledged.len() * UNIT).expect("everything is read");
+        let found: Vec<_> = (0..).zip(data.chunks_exact(UNIT)).map(|(unit, bytes)| self.stamp(unit, bytes)).collect();
+        let mut possible = HashMap::new();
+        let under_way: Vec<_> = self.under_way.drain().map(|(_, request)| request).collect();
+        let writes: Vec<_> = under_way.iter().filter_map(|request| Some((request, request.writes?))).collect();
+        for (request, sequence) in &writes {
+            possible.extend(request.units().map(|unit| (unit, *sequence)));
+        }
+        for (unit, (found, acknowledged)) in (0..).zip(found.iter().zip(&self.acknowledged)) {
+            let late = possible.get(&unit);
+            assert!(
+                found == acknowledged || late == Some(found),
+                "byte {}: number {found} is there; {acknowledged} was acknowledged, under way was {late:?}",
+                self.byte(unit)
+            );
+        }
+        let mut done = 0;
+        for (request, sequence) in writes {
+            let there = request.units().filter(|unit| found[*unit as usize] == sequence).count();
+            let before = request.units().filter(|unit| self.acknowledged[*unit as usize] == sequence).count();
+            let torn = there != request.count as usize && there != before;
+            assert!(!(torn && request.is_atomic()), "a write is there in part: {request:?}, {there} pieces of it");
+            done += usize::from(there == request.count as usize);
+        }
+        self.acknowledged = found;
+        self.busy.fill(false);
+        done
+    }
+}

@@ -1,0 +1,10 @@
+//! The command, from outside. Each test has a cluster of its own and leaves nothing behind.
+
+mod cli;
+mod clients;
+mod crash;
+mod damage;
+mod full;
+mod kernel;
+mod sharing;
+mod up;
