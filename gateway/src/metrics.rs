@@ -163,7 +163,8 @@ impl GatewayStats {
     }
 
     fn put_counters(&self, out: &mut String) {
-        let metrics: [(&str, &str, fn(&OpStats) -> u64); 3] = [
+        type Counter = fn(&OpStats) -> u64;
+        let metrics: [(&str, &str, Counter); 3] = [
             ("ops", "Operations answered", |op| op.count),
             ("errors", "Operations failed", |op| op.errors),
             ("bytes", "Bytes that operations concerned", |op| op.bytes),
