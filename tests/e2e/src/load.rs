@@ -221,3 +221,114 @@ impl Lane {
         done
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::{Arc, Mutex};
+    use std::thread;
+
+    use super::*;
+
+    const LEN: usize = 4 << 20;
+    type Bytes = Arc<Mutex<Vec<u8>>>;
+
+    /// A server of plain memory that hangs up after so many requests.
+    fn serve(bytes: &Bytes, requests: usize) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, bytes) = (listener.local_addr().unwrap(), bytes.clone());
+        thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            greet(&mut stream);
+            (0..requests).try_for_each(|_| answer(&mut stream, &bytes))
+        });
+        address
+    }
+
+    fn greet(stream: &mut TcpStream) {
+        stream.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
+        let mut hello = [0; 4 + 16 + 4 + 1 + 4];
+        stream.read_exact(&mut hello).unwrap();
+        let reply = |kind: u32, data: &[u8]| {
+            let head =
+                [&0x0003_e889_0455_65a9_u64.to_be_bytes()[..], &7u32.to_be_bytes(), &kind.to_be_bytes()].concat();
+            [&head[..], &(data.len() as u32).to_be_bytes(), data].concat()
+        };
+        let export = [&[0, 0][..], &(LEN as u64).to_be_bytes(), &[0, 0x41]].concat();
+        stream.write_all(&[reply(3, &export), reply(1, &[])].concat()).unwrap();
+    }
+
+    fn answer(stream: &mut TcpStream, bytes: &Bytes) -> io::Result<()> {
+        let mut head = [0; 28];
+        stream.read_exact(&mut head)?;
+        let number = |range: std::ops::Range<usize>| head[range].iter().fold(0, |n, b| n << 8 | usize::from(*b));
+        let (command, offset, len) = (number(6..8), number(16..24), number(24..28));
+        let mut reply = [&0x6744_6698_u32.to_be_bytes()[..], &[0; 4], &head[8..16]].concat();
+        let mut bytes = bytes.lock().unwrap();
+        match command {
+            0 => reply.extend_from_slice(&bytes[offset..offset + len]),
+            1 => stream.read_exact(&mut bytes[offset..offset + len])?,
+            _ => bytes[offset..offset + len].fill(0),
+        }
+        stream.write_all(&reply)
+    }
+
+    /// What `check` says after a load of this pattern and what `damage` does.
+    fn after(pattern: Pattern, damage: impl FnOnce(&mut Vec<u8>, &Lane)) -> Result<usize, String> {
+        let bytes = Bytes::new(Mutex::new(vec![0; LEN]));
+        let mut lane = Lane::new(1 << 20, 2 << 20, 1);
+        lane.run(&mut Nbd::connect(serve(&bytes, 300), "x").unwrap(), &pattern);
+        assert!(lane.writes > 100 && !lane.under_way.is_empty());
+        damage(&mut bytes.lock().unwrap(), &lane);
+        let mut nbd = Nbd::connect(serve(&bytes, 100), "x").unwrap();
+        let checked = catch_unwind(AssertUnwindSafe(|| lane.check(&mut nbd)));
+        checked.map_err(|panic| panic.downcast_ref::<String>().cloned().unwrap_or_default())
+    }
+
+    /// A piece that was written and is not being written to.
+    fn settled(lane: &Lane) -> usize {
+        let quiet = |unit: &usize| lane.acknowledged[*unit] > 0 && !lane.busy[*unit];
+        (0..lane.busy.len()).find(quiet).unwrap() * UNIT + (1 << 20)
+    }
+
+    #[test]
+    fn a_server_that_keeps_everything_passes() {
+        for pattern in Pattern::ALL {
+            assert!(after(pattern, |_, _| {}).is_ok(), "{}", pattern.name);
+        }
+    }
+
+    #[test]
+    fn lost_mixed_up_and_changed_pieces_are_noticed() {
+        let pattern = Pattern::ALL[1];
+        let lost = after(pattern, |bytes, lane| bytes[settled(lane)..][..UNIT].fill(0)).unwrap_err();
+        assert!(lost.contains("number 0 is there"), "{lost}");
+        let changed = after(pattern, |bytes, lane| bytes[settled(lane) + 99] ^= 1).unwrap_err();
+        assert!(changed.contains("wrong from byte 99"), "{changed}");
+        let moved = after(pattern, |bytes, lane| {
+            let at = settled(lane);
+            bytes.copy_within(at..at + UNIT, 3 << 19);
+        });
+        assert!(moved.unwrap_err().contains("no stamp of this place"));
+    }
+
+    #[test]
+    fn a_write_in_part_is_noticed() {
+        let torn = after(Pattern::ALL[2], |bytes, lane| {
+            let atomic = |r: &&Request| r.is_atomic() && r.count > 8 && r.writes.is_some_and(|sequence| sequence > 0);
+            let request = lane.under_way.values().find(atomic).unwrap();
+            for unit in request.units() {
+                let at = (lane.first + unit) as usize * UNIT;
+                let sequence =
+                    if unit < request.first + 8 { request.writes.unwrap() } else { lane.acknowledged[unit as usize] };
+                bytes[at..at + UNIT].fill(0);
+                if sequence > 0 {
+                    write_stamp(&mut bytes[at..at + UNIT], lane.first + unit, sequence);
+                }
+            }
+        });
+        assert!(torn.unwrap_err().contains("in part"));
+    }
+}
