@@ -110,7 +110,7 @@ impl<'a> ObjectView<'a> {
     /// Where its sectors lie, ascending.
     pub fn extents(&self) -> impl Iterator<Item = Extent> + use<'a> {
         let (words, _) = self.words[..2 * self.extents].as_chunks::<2>();
-        words.iter().map(|w| Extent::from_raw(u64::from(w[1]) << 32 | u64::from(w[0])))
+        words.iter().map(unpack)
     }
 
     /// Checksums of its sectors, in the order of the extents.
@@ -259,12 +259,43 @@ impl Index {
     }
 
     fn write(&mut self, change: &Change, range: SectorRange) -> Effect {
+        if let Some(freed) = self.overwrite(change) {
+            return Effect { freed, refused: false };
+        }
         self.unpack_old(&change.object);
         let mut new = std::mem::take(&mut self.new);
         let freed = new.replaced(&self.old, range, &change.extents, &change.crcs);
         self.store(&change.object, change.version, Some(&new));
         self.new = new;
         Effect { freed, refused: false }
+    }
+
+    /// The common case of a fragmented object: exactly one of its extents is replaced, so nothing moves.
+    fn overwrite(&mut self, change: &Change) -> Option<Runs> {
+        let [new] = change.extents.as_slice() else { return None };
+        if new.sectors() != change.sectors {
+            return None;
+        }
+        let (key, at) = (self.key(&change.object)?, self.partition_of(&change.object));
+        let record = self.partitions[at].objects.get_mut(&key).filter(|r| !r.is_deleted())?;
+        let words = self.arena.words_mut(record.slot, record.words());
+        let (extents, crcs) = words.split_at_mut(2 * record.extent_count());
+        let (extents, _) = extents.as_chunks_mut::<2>();
+        let mut first = 0;
+        let old = extents.iter_mut().find(|w| {
+            let sectors = unpack(w).sectors();
+            let is_same = sectors == new.sectors();
+            first += if is_same { 0 } else { sectors.count as usize };
+            is_same
+        })?;
+        let freed = unpack(old).run();
+        *old = words_of(*new);
+        crcs[first..first + change.crcs.len()].copy_from_slice(&change.crcs);
+        let before = ObjectHead { object: change.object, version: record.version, deleted: false };
+        record.version = change.version;
+        self.digests.remove(&before);
+        self.digests.add(&ObjectHead { version: change.version, ..before });
+        Some(Runs::from_slice(&[freed]))
     }
 
     fn repair(&mut self, change: &Change) -> Effect {
@@ -442,11 +473,20 @@ impl Index {
     }
 }
 
+/// An extent in the arena: low word, high word.
+fn words_of(extent: Extent) -> [u32; 2] {
+    [extent.raw() as u32, (extent.raw() >> 32) as u32]
+}
+
+fn unpack(words: &[u32; 2]) -> Extent {
+    Extent::from_raw(u64::from(words[1]) << 32 | u64::from(words[0]))
+}
+
 fn pack(content: &ExtentList, words: &mut [u32]) {
     let (extents, crcs) = words.split_at_mut(2 * content.extents.len());
-    for (pair, extent) in extents.chunks_exact_mut(2).zip(&content.extents) {
-        pair[0] = extent.raw() as u32;
-        pair[1] = (extent.raw() >> 32) as u32;
+    let (pairs, _) = extents.as_chunks_mut::<2>();
+    for (pair, extent) in pairs.iter_mut().zip(&content.extents) {
+        *pair = words_of(*extent);
     }
     crcs.copy_from_slice(&content.crcs);
 }
@@ -491,6 +531,25 @@ mod tests {
         let lists: Vec<_> = (0..2).map(|i| index.list(PgId { pool: PoolId(1), index: i }, &Buckets::ALL)).collect();
         assert_eq!(lists.concat().len(), 40);
         assert_eq!((index.object_count(), index.sector_count()), (40, 120));
+    }
+
+    #[test]
+    fn overwriting_one_extent_in_place_equals_the_general_way() {
+        let mut index = Index::new(1);
+        index.set_pool(PoolId(1), 1);
+        for start in 0..9 {
+            index.apply(&write(0, 1 + u64::from(start), SectorRange::new(start * 3, 2), 100 - u64::from(start) * 10));
+        }
+        let effect = index.apply(&write(0, 50, SectorRange::new(9, 2), 500));
+        assert_eq!(effect.freed.as_slice(), [crate::extent::Run { start: 70, count: 2 }]);
+        let view = index.object(&object(0)).expect("stored");
+        let parts: Vec<_> = view.parts(SectorRange::new(6, 8)).map(|(e, c)| (e.run().start, c[0] >> 16)).collect();
+        assert_eq!((view.version, parts), (Version(50), vec![(80, 3), (500, 50), (60, 5)]));
+        let kept = index.digests().of(PgId { pool: PoolId(1), index: 0 });
+        index.digests = DigestTable::default();
+        index.set_pool(PoolId(1), 1);
+        assert_eq!(kept, index.digests().of(PgId { pool: PoolId(1), index: 0 }));
+        assert_eq!(index.sector_count(), 18);
     }
 
     #[test]

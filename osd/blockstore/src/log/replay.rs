@@ -345,3 +345,58 @@ impl Replay {
         if end < durable { Err(LogDamage::Short { end, durable }) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::{BLOCK, Geometry};
+    use crate::log::append::LogTail;
+
+    /// The block `seq` of a generation, with nothing in it.
+    fn block(seq: u64, generation: u32, is_start: bool) -> Vec<u8> {
+        let g = Geometry { log_blocks: 32, ..Geometry::default() };
+        let mut tail = LogTail::new(&g, [1; 16], generation, seq, seq, Lsn(10));
+        tail.mark(Lsn(9), is_start);
+        let write = tail.next_write().expect("sealed");
+        write.data[0].to_vec()
+    }
+
+    fn replay(checkpoints: &[(u64, u32)]) -> Replay {
+        let from: Vec<_> =
+            checkpoints.iter().map(|&(seq, generation)| ReplayFrom { seq, lsn: Lsn(9), generation }).collect();
+        Replay::new([1; 16], 100, &from, 8)
+    }
+
+    #[test]
+    fn a_checkpoint_makes_older_generations_stale_from_its_block_on() {
+        let mut r = replay(&[(0, 1), (2, 3)]);
+        assert_eq!(r.feed(&block(0, 1, false)), Ok(BlockFound::Next));
+        assert_eq!(r.feed(&block(1, 1, false)), Ok(BlockFound::Next));
+        assert_eq!(r.feed(&block(2, 1, false)), Ok(BlockFound::Stale));
+        assert_eq!((r.end_seq(), r.generation_max()), (2, 3));
+        let mut r = replay(&[(0, 1), (2, 3)]);
+        assert_eq!(r.feed(&block(0, 1, false)), Ok(BlockFound::Next));
+        assert_eq!(r.feed(&block(1, 2, true)), Ok(BlockFound::NewGeneration));
+        assert_eq!(r.feed(&block(2, 3, true)), Ok(BlockFound::NewGeneration));
+    }
+
+    #[test]
+    fn a_newer_generation_without_its_start_is_damage() {
+        let mut r = replay(&[(0, 1)]);
+        assert_eq!(r.feed(&block(0, 1, false)), Ok(BlockFound::Next));
+        assert_eq!(r.feed(&block(1, 2, false)), Err(LogDamage::Missing { end: 1, found: 1 }));
+        let mut r = replay(&[(0, 1)]);
+        assert_eq!(r.feed(&vec![0; BLOCK as usize]), Ok(BlockFound::Torn));
+        assert_eq!(r.feed(&block(1, 2, false)), Err(LogDamage::Missing { end: 0, found: 1 }));
+    }
+
+    #[test]
+    fn old_blocks_behind_the_end_mean_nothing() {
+        let mut r = replay(&[(0, 2)]);
+        assert_eq!(r.feed(&block(0, 1, false)), Ok(BlockFound::Stale));
+        for seq in 1..9 {
+            assert_eq!(r.feed(&block(seq, 1, false)), Ok(BlockFound::Behind));
+        }
+        assert!(r.is_done() && r.end_lsn() == Lsn(9));
+    }
+}
