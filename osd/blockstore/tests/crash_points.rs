@@ -206,19 +206,26 @@ fn second_crash(w: &Workload, base: &Model, device: Device, rng: &mut Rng, what:
     let mut count = 0;
     for fate in thin(fates(&run.device, rng, 3), 5, rng) {
         let what = format!("{what}, then seed {} fate {fate:?}", next.seed);
-        let cut = run.device.after_cut(&fate);
-        let (_, first) = recover(&run, cut.clone(), &what);
-        // Killed at each write of the recovery itself: the state that was shown must stay.
-        let mut recovering = Driver::start(cut, 6);
-        recovering.stop_at = Some(1 + rng.below(4));
-        recovering.run();
-        let shown = recovering.store.state() == StoreState::Running;
-        let least = Run { acknowledged: if shown { first } else { run.acknowledged }, ..run_of(&run) };
-        for fate in thin(fates(&recovering.device, rng, 2), 3, rng) {
-            let what = format!("{what}, killed in recovery, fate {fate:?}");
-            recover(&least, recovering.device.after_cut(&fate), &what);
-            count += 2;
-        }
+        count += crash_in_recovery(&run, run.device.after_cut(&fate), rng, &what);
+    }
+    // The process alone dies: what it wrote is visible to the next one, but not yet safe.
+    let what = format!("{what}, then seed {} killed", next.seed);
+    count + crash_in_recovery(&run, run.device.after_kill(), rng, &what)
+}
+
+/// Crashes at a write of the recovery itself: the state that was shown must stay.
+fn crash_in_recovery(run: &Run, device: Device, rng: &mut Rng, what: &str) -> u64 {
+    let (_, first) = recover(run, device.clone(), what);
+    let mut recovering = Driver::start(device, 6);
+    recovering.stop_at = Some(1 + rng.below(4));
+    recovering.run();
+    let shown = recovering.store.state() == StoreState::Running;
+    let least = Run { acknowledged: if shown { first } else { run.acknowledged }, ..run_of(run) };
+    let mut count = 1;
+    for fate in thin(fates(&recovering.device, rng, 2), 3, rng) {
+        let what = format!("{what}, killed in recovery, fate {fate:?}");
+        recover(&least, recovering.device.after_cut(&fate), &what);
+        count += 1;
     }
     count
 }
