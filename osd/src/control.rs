@@ -16,9 +16,9 @@ use cluster_state::StateStore;
 use tokio::sync::{mpsc, watch};
 
 use crate::activations::ActivationRequest;
+use crate::command::CommandSender;
 use crate::handle::End;
 use crate::live::Live;
-use crate::shard::CommandSender;
 
 pub(crate) use registration::Registration;
 

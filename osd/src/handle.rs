@@ -12,10 +12,11 @@ use cluster_proto::{Incarnation, OsdId};
 use tokio::sync::{mpsc, watch};
 
 use crate::activations::{ActivationRequest, Activations};
+use crate::command::CommandSender;
 use crate::control::{Control, Registration};
 use crate::live::Live;
 use crate::options::OsdOptions;
-use crate::shard::{CommandSender, Shard, ShardSetup};
+use crate::shard::{Shard, ShardSetup};
 use crate::{Error, ErrorKind};
 
 /// Batches of cluster state on their way to the shard.

@@ -10,6 +10,7 @@
 //! is away, I/O goes on.
 
 mod activations;
+mod command;
 mod connections;
 mod content;
 mod control;

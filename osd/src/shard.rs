@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use blockstore::{Store, StoreState};
 use cluster_io::{ConnId, DiskId, Event, ListenerId, PeerAddr, Reactor, ReactorConfig, Waker, clock};
-use cluster_proto::ids::{Epoch, Incarnation, OsdId, PgId};
+use cluster_proto::ids::{Incarnation, OsdId};
 use cluster_proto::link::{LinkId, Millis};
 use cluster_proto::shard::ShardIndex;
 use cluster_proto::wire::{DecodeError, Message, encode};
@@ -17,6 +17,7 @@ use osd_core::{Osd, Output};
 use tokio::sync::{mpsc, watch};
 
 use crate::activations::{ActivationRequest, Activations};
+use crate::command::{Command, MapEvent};
 use crate::connections::Connections;
 use crate::live::Live;
 use crate::options::OsdOptions;
@@ -32,42 +33,6 @@ const BEAT: Duration = Duration::from_millis(100);
 const STOP_MAX: Duration = Duration::from_secs(2);
 
 const _: () = assert!(SEND_QUEUE_MAX / 2 > cluster_io::SEND_QUIET_MAX);
-
-/// One key of the cluster state: its new value, or `None` if it was deleted.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct MapEvent {
-    pub key: String,
-    pub value: Option<Vec<u8>>,
-}
-
-/// What the control plane tells the shard.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Command {
-    /// Changes of the cluster state, in order.
-    Map(Vec<MapEvent>),
-    /// An activation record is durable, or was refused.
-    Activated { pg: PgId, epoch: Epoch, ok: bool },
-}
-
-/// The control plane's way to the shard.
-#[derive(Clone)]
-pub(crate) struct CommandSender {
-    sender: mpsc::Sender<Command>,
-    waker: Waker,
-}
-
-impl CommandSender {
-    pub fn new(sender: mpsc::Sender<Command>, waker: Waker) -> Self {
-        Self { sender, waker }
-    }
-
-    /// Hands a command over, and waits while the shard has enough of them. Nothing happens if it has ended.
-    pub async fn send(&self, command: Command) {
-        if self.sender.send(command).await.is_ok() {
-            self.waker.wake();
-        }
-    }
-}
 
 /// What a shard starts with.
 pub(crate) struct ShardSetup {

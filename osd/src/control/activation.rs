@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::activations::ActivationRequest;
-use crate::shard::{Command, CommandSender};
+use crate::command::{Command, CommandSender};
 
 /// Records being written at once.
 const CONCURRENT_MAX: usize = 64;

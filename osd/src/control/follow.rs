@@ -8,7 +8,7 @@ use cluster_proto::Uuid;
 use cluster_proto::map::{ClusterInfo, keys, parse};
 use cluster_state::{KeyValue, MirrorEvent, Snapshot, StateStore, WatchBatch, WatchEvent, watch_forever};
 
-use crate::shard::{Command, CommandSender, MapEvent};
+use crate::command::{Command, CommandSender, MapEvent};
 
 /// Events of one command.
 const BATCH_MAX: usize = 256;
