@@ -52,9 +52,9 @@ impl Disk {
     pub(super) fn open(dir: &Path) -> Result<(Self, Loaded), StateError> {
         let path = dir.join(FILE);
         fs::create_dir_all(dir).map_err(|error| io_error("create the directory of", &path, &error))?;
-        // Secrets are in here: only the owner may read it.
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        drop(file.map_err(|error| io_error("open", &path, &error))?);
+        if !path.exists() {
+            make_database(&path)?;
+        }
         // redb checks what it reads, but it is not our code: a panic on a broken file must stay an error.
         let opened = catch_unwind(AssertUnwindSafe(|| open_database(&path)));
         opened.unwrap_or_else(|_| Err(corrupt(&path, "reading it failed unexpectedly")))
@@ -86,26 +86,44 @@ impl Disk {
     }
 }
 
+/// Makes an empty store. It gets its name when it is complete, so that a process that dies on the way leaves nothing that
+/// the next one would take for a store.
+fn make_database(path: &Path) -> Result<(), StateError> {
+    let unfinished = path.with_extension(format!("{:016x}.unfinished", super::random_id()));
+    // Secrets will be in here: only the owner may read it.
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&unfinished);
+    drop(file.map_err(|error| io_error("create", path, &error))?);
+    let made = fill_database(&unfinished).and_then(|()| match fs::hard_link(&unfinished, path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(io_error("create", path, &error)),
+        _ => sync_directory(path),
+    });
+    let _ = fs::remove_file(&unfinished);
+    made
+}
+
+fn fill_database(path: &Path) -> Result<(), StateError> {
+    let database =
+        Database::builder().create(path).map_err(|error| redb_error("create", path, &redb::Error::from(error)))?;
+    create_tables(&database).map_err(|error| redb_error("write", path, &error))
+}
+
 fn open_database(path: &Path) -> Result<(Disk, Loaded), StateError> {
     let database = Database::builder()
         .set_cache_size(CACHE_BYTES)
-        .create(path)
+        .open(path)
         .map_err(|error| redb_error("open", path, &redb::Error::from(error)))?;
-    let failed = |error| redb_error("read", path, &error);
-    let is_new = !has_format(&database).map_err(failed)?;
-    if is_new {
-        create_tables(&database).map_err(|error| redb_error("write", path, &error))?;
-        sync_directory(path)?;
-    }
     let loaded = load(&database, path)?;
+    remove_unfinished(path);
     Ok((Disk { path: path.to_owned(), database }, loaded))
 }
 
-fn has_format(database: &Database) -> Result<bool, redb::Error> {
-    match database.begin_read()?.open_table(META) {
-        Ok(meta) => Ok(meta.get("format")?.is_some()),
-        Err(redb::TableError::TableDoesNotExist(_)) => Ok(false),
-        Err(error) => Err(error.into()),
+/// Removes what processes left behind that died while they made the store.
+fn remove_unfinished(path: &Path) {
+    let dir = path.parent().and_then(|dir| fs::read_dir(dir).ok());
+    for entry in dir.into_iter().flatten().flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "unfinished") {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
