@@ -25,17 +25,20 @@ pub struct Args {
     pub cluster: String,
 
     /// Print data as JSON. Field names are stable
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
 
     /// Log more to stderr; repeat for still more (BLOCKYARD_LOG sets it in detail)
-    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    #[arg(long, short, global = true, help_heading = GLOBAL, action = clap::ArgAction::Count)]
     pub verbose: u8,
 
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// Heading of the options that every command takes.
+const GLOBAL: &str = "Options of every command";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -110,7 +113,7 @@ pub struct UpOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub osds: Option<u32>,
 
-    /// Size of each OSD's file, which is sparse [default: 4G]. Fixed at the first start
+    /// Size of each OSD's file, which is sparse [default: 8G]. Fixed at the first start
     #[arg(long, value_name = "SIZE")]
     pub osd_size: Option<Size>,
 

@@ -24,7 +24,8 @@ const FIRST_POOL: PoolId = PoolId(1);
 
 const OSDS_DEFAULT: u32 = 3;
 const COPIES_DEFAULT: u8 = 3;
-const OSD_BYTES_DEFAULT: u64 = 4 << 30;
+/// Twice the first image: a full image still leaves room to write and to delete.
+const OSD_BYTES_DEFAULT: u64 = 8 << 30;
 const DEMO_BYTES: u64 = 4 << 30;
 
 /// What there is to run.

@@ -1,0 +1,75 @@
+//! A cluster to measure: `blockyard up` in a process of its own.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+/// The image that is measured.
+pub const IMAGE: &str = "bench";
+
+#[derive(Deserialize)]
+struct Ready {
+    etcd: String,
+    nbd: SocketAddr,
+}
+
+/// A running cluster; stopped and removed when dropped.
+pub struct Cluster {
+    child: Child,
+    dir: PathBuf,
+    /// Endpoint of its state store.
+    pub etcd: String,
+    /// Its NBD door.
+    pub nbd: SocketAddr,
+}
+
+impl Cluster {
+    /// Starts one below `dir`.
+    ///
+    /// # Errors
+    /// It was not ready in time; its log is named.
+    pub fn start(dir: &Path, copies: u8, size: u64) -> Result<Self> {
+        let binary = std::env::current_exe()?.with_file_name("blockyard");
+        let data = dir.join(format!("{copies}x"));
+        let log = dir.join(format!("{copies}x.log"));
+        let child = Command::new(&binary)
+            .args(["up", "--ports", "auto", "--data-dir"])
+            .arg(&data)
+            .args(["--osds", &copies.to_string(), "--replicas", &copies.to_string()])
+            .args(["--osd-size", "4G", "--image", &format!("{IMAGE}={size}")])
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log)?)
+            .spawn()
+            .with_context(|| format!("cannot start {}: build it with 'cargo build --release'", binary.display()))?;
+        let mut cluster = Self { child, dir: data, etcd: String::new(), nbd: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let end = Instant::now() + Duration::from_secs(30);
+        let ready = loop {
+            if let Ok(text) = std::fs::read(cluster.dir.join("up.json")) {
+                break serde_json::from_slice::<Ready>(&text)?;
+            }
+            if Instant::now() > end || cluster.child.try_wait()?.is_some() {
+                bail!("the cluster did not start: see {}", log.display());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        (cluster.etcd, cluster.nbd) = (ready.etcd, ready.nbd);
+        Ok(cluster)
+    }
+
+    /// Process number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
