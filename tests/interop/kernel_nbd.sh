@@ -69,9 +69,10 @@ crash() {
         sleep 1
         touch /share/crash.$n
         wait_for 60 [ -e /share/restarted.$n ]
+        # The kernel fails what waits on the dead connection only when it is told to give it up.
+        nbd-client -d /dev/nbd0 >/dev/null 2>&1 || true
         wait
         umount /mnt || umount -l /mnt
-        nbd-client -d /dev/nbd0 >/dev/null 2>&1 || true
         wait_for 30 [ ! -e /sys/block/nbd0/pid ]
         connect
         mount -t $type /dev/nbd0 /mnt
