@@ -73,11 +73,13 @@ fn a_crash_in_the_middle_of_fio_leaves_a_cluster_that_serves() {
             return;
         }
         let mut cluster = Cluster::start();
-        let uri = cluster.uri("demo");
+        let (uri, folder) = (cluster.uri("demo"), cluster.path(""));
         let load = thread::spawn(move || {
             let uri = format!("--uri={uri}");
+            // It leaves its state there.
+            let folder = format!("--aux-path={}", folder.display());
             let shape = ["--rw=randrw", "--bsrange=512-64k", "--size=256M", "--iodepth=32", "--verify=crc32c"];
-            e2e::run("fio", [&["--name=killed", "--ioengine=nbd", &uri], &shape[..]].concat())
+            e2e::run("fio", [&["--name=killed", "--ioengine=nbd", &uri, &folder], &shape[..]].concat())
         });
         thread::sleep(Duration::from_millis(1500));
         cluster.kill();
