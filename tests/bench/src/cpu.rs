@@ -22,9 +22,10 @@ pub fn parts(pid: u32) -> BTreeMap<&'static str, u64> {
         let path = task.path().to_string_lossy().into_owned();
         let name = fs::read_to_string(format!("{path}/comm")).unwrap_or_default();
         let part = match name.trim() {
-            name if name.starts_with("osd-") => "osds",
+            // The kernel's helpers of a ring do what it cannot do at once: disk operations, which are the OSDs'.
+            name if name.starts_with("osd-") || name.starts_with("iou-") => "osds",
             "gateway" => "gateway",
-            // Kernel helpers of a ring carry its owner's number and are too few to matter; all others are control plane.
+            // The control plane.
             _ => "rest",
         };
         *parts.entry(part).or_default() += thread(&path);

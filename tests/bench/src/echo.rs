@@ -132,7 +132,8 @@ impl Echo {
 
 impl Target for Echo {
     fn start(&mut self, io: Io) {
-        let (request, reply) = if io.write { (SMALL + io.len as usize, SMALL) } else { (SMALL, SMALL + io.len as usize) };
+        let (request, reply) =
+            if io.write { (SMALL + io.len as usize, SMALL) } else { (SMALL, SMALL + io.len as usize) };
         self.bytes[..4].copy_from_slice(&(request as u32).to_le_bytes());
         self.bytes[4..8].copy_from_slice(&(reply as u32).to_le_bytes());
         self.io.send_bytes(self.conn, &self.bytes[..request]);

@@ -104,8 +104,7 @@ impl Offsets {
 /// # Errors
 /// The target failed.
 pub fn run(target: &mut impl Target, case: Case, size: u64, time: Duration) -> Result<Sample> {
-    let mut offsets =
-        Offsets { case, blocks: size / u64::from(case.bytes), next: 0, state: 0x9e37_79b9_7f4a_7c15 };
+    let mut offsets = Offsets { case, blocks: size / u64::from(case.bytes), next: 0, state: 0x9e37_79b9_7f4a_7c15 };
     let mut io = |slot| Io { slot, write: case.write, offset: offsets.next(), len: case.bytes };
     let mut started = vec![Instant::now(); case.depth];
     let mut latencies = Vec::with_capacity(1 << 20);

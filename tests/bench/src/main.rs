@@ -220,14 +220,36 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn print(rows: &[Row]) {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_BORDERS_ONLY).set_header([
-        "copies", "case", "door", "IOPS", "MB/s", "mean us", "p50 us", "p99 us", "cpu: load", "gateway", "osds", "rest",
-        "echo us", "latency/echo", "rate/echo",
+        "copies",
+        "case",
+        "door",
+        "IOPS",
+        "MB/s",
+        "mean us",
+        "p50 us",
+        "p99 us",
+        "cpu: load",
+        "gateway",
+        "osds",
+        "rest",
+        "echo us",
+        "latency/echo",
+        "rate/echo",
     ]);
     for row in rows {
         let numbers = [
-            (row.iops, 0), (row.mb_per_s, 0), (row.mean_us, 1), (row.p50_us, 1), (row.p99_us, 1), (row.cpu_load_us, 2),
-            (row.cpu_gateway_us, 2), (row.cpu_osds_us, 2), (row.cpu_rest_us, 2), (row.echo_mean_us, 1),
-            (row.latency_ratio, 2), (row.rate_ratio, 2),
+            (row.iops, 0),
+            (row.mb_per_s, 0),
+            (row.mean_us, 1),
+            (row.p50_us, 1),
+            (row.p99_us, 1),
+            (row.cpu_load_us, 2),
+            (row.cpu_gateway_us, 2),
+            (row.cpu_osds_us, 2),
+            (row.cpu_rest_us, 2),
+            (row.echo_mean_us, 1),
+            (row.latency_ratio, 2),
+            (row.rate_ratio, 2),
         ];
         let mut cells = vec![Cell::new(row.copies), Cell::new(row.case), Cell::new(row.door)];
         let number = |(n, digits): (f64, usize)| Cell::new(format!("{n:.digits$}")).set_alignment(CellAlignment::Right);
