@@ -60,7 +60,7 @@ impl OsdView {
         [
             self.id.to_string(),
             if self.up { "up" } else { "down" }.into(),
-            self.weight.map_or_else(dash, |weight| format!("{weight}")),
+            self.weight.map_or_else(dash, |weight| format!("{weight:.4}")),
             self.address.clone().unwrap_or_else(dash),
             Size(self.stats.space.used).to_string(),
             Size(self.stats.space.total).to_string(),

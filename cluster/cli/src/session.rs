@@ -37,6 +37,15 @@ fn endpoints(cluster: &str) -> Result<String, CliError> {
     let file: PathBuf = dir.join(Endpoints::FILE);
     match std::fs::read(&file) {
         Ok(bytes) => match serde_json::from_slice::<Endpoints>(&bytes) {
+            Ok(endpoints) if is_gone(endpoints.pid) => Err(CliError::new(
+                Exit::Unreachable,
+                format!(
+                    "the cluster on {} does not run any more (process {} was killed): start it again with 'blockyard up \
+                     --data-dir {0}'",
+                    dir.display(),
+                    endpoints.pid
+                ),
+            )),
             Ok(endpoints) => Ok(endpoints.etcd),
             Err(e) => Err(CliError::failed(format!(
                 "cannot understand {}: {e}: stop 'blockyard up' and start it again",
@@ -53,6 +62,11 @@ fn endpoints(cluster: &str) -> Result<String, CliError> {
         )),
         Err(e) => Err(io_failed("read", &file, &e)),
     }
+}
+
+/// Whether there is no process of this number, as far as can be told.
+fn is_gone(pid: u32) -> bool {
+    Path::new("/proc/self").exists() && !Path::new(&format!("/proc/{pid}")).exists()
 }
 
 impl Session {

@@ -170,7 +170,7 @@ fn space_line(space: &Space) -> String {
 
 fn counters_line(counters: &Counters) -> String {
     format!(
-        "since start  {} reads ({}), {} writes ({}); {} crc errors, {} repaired sectors, {} device errors",
+        "counters  {} reads ({}), {} writes ({}), {} crc errors, {} repaired sectors, {} device errors",
         counters.reads,
         Size(counters.read_bytes),
         counters.writes,
