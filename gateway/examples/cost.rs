@@ -40,7 +40,9 @@ fn measure(gateway: &Gateway, rw: &str, depth: u32, seconds: u32) -> Option<()> 
     let before = cpu_us();
     let out = run("fio", &[&fixed[..], &[&uri, &rw_arg, &depth_arg, &time]].concat())?;
     let after = cpu_us();
-    let json: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    // The engine says something before the document begins.
+    let document = out.find('{').and_then(|start| out.get(start..)).unwrap_or_default();
+    let json: serde_json::Value = serde_json::from_str(document).expect("JSON");
     let side = &json["jobs"][0][if rw == "randread" { "read" } else { "write" }];
     let ops = field(side, &["total_ios"]).max(1.0);
     let us = |key: &str| field(side, &["clat_ns", "percentile", key]) / 1000.0;
