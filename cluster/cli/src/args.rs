@@ -18,6 +18,7 @@ pub struct Args {
     #[arg(
         long,
         global = true,
+        help_heading = GLOBAL,
         env = "BLOCKYARD_CLUSTER",
         default_value = "./blockyard-data",
         value_name = "DIR|ENDPOINTS"
