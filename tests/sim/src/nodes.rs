@@ -46,7 +46,7 @@ impl OsdNode {
     pub fn new(id: OsdId, bytes: u64, write_through: bool, rng: &mut Rng) -> Self {
         let mut disk = Disk::new(bytes, write_through);
         let mut store = [0; 16];
-        store[..8].copy_from_slice(&rng.next().to_le_bytes());
+        store[..8].copy_from_slice(&rng.bits().to_le_bytes());
         store[15] = 1;
         let log_bytes = Some(128 << 10 << rng.below(3));
         let options = FormatOptions { device_bytes: bytes, cluster: *CLUSTER.as_bytes(), store, osd: id, log_bytes };
@@ -70,7 +70,7 @@ impl OsdNode {
         self.run = Some(OsdRun {
             store: Store::open(config, self.disk.bytes()),
             core: None,
-            incarnation: Incarnation(rng.next() >> 1 | 1),
+            incarnation: Incarnation((rng.bits() >> 1) | 1),
             told: 0,
             device_ops: 0,
         });
@@ -111,7 +111,7 @@ pub struct ClientNode {
 impl ClientNode {
     /// A new run of a client.
     pub fn new(node: NodeId, life: u32, size: u64, block_size: u32, to_do: u32, rng: &mut Rng) -> Self {
-        let id = ClientId(rng.next() | 1);
+        let id = ClientId(rng.bits() | 1);
         let mut core = Client::new(ClientOptions { id, cluster: CLUSTER });
         let layer = LayerRef { pool: PoolId(1), lineage: LayerId(1), layer: LayerId(1) };
         let image = core.open(ImageOptions { layer, size, block_size, read_only: false });
