@@ -99,6 +99,9 @@ impl Worker {
         }
         self.take_changes();
         self.expire();
+        for conn in self.paused.clone() {
+            self.answer(conn);
+        }
         self.settle();
         self.regulate();
         self.publish();
@@ -211,11 +214,22 @@ impl Worker {
     }
 
     fn land(&mut self, landing: Landing) {
-        let now = self.now();
         if let Some(connection) = self.connections.get_mut(landing.conn) {
-            connection.handle_reply(now, landing.tag, landing.reply);
-            self.drain(landing.conn);
+            connection.handle_reply(landing.tag, landing.reply);
+            self.answer(landing.conn);
         }
+    }
+
+    /// Lets the session answer as far as the client takes it.
+    fn answer(&mut self, conn: ConnId) {
+        let now = self.now();
+        while let Some(connection) = self.connections.get_mut(conn) {
+            if !connection.answer(now, &self.io) {
+                break;
+            }
+            self.drain(conn);
+        }
+        self.regulate_one(conn);
     }
 
     fn take_changes(&mut self) {

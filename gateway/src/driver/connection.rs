@@ -1,5 +1,6 @@
 //! One initiator's connection: its protocol session, what it is attached to, and its backpressure.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use cluster_io::{ConnId, Reactor};
@@ -15,6 +16,8 @@ pub(crate) struct Connection {
     pub attachment: Option<Attachment>,
     /// Requests at the volume.
     pub in_flight: u32,
+    /// Answers that wait until the client has taken what is queued already.
+    answers: VecDeque<(u64, VolumeReply)>,
     /// Whether its socket is read at the moment.
     paused: bool,
     /// When its session wants to be called, as noted in the list of timers.
@@ -23,7 +26,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn new(conn: ConnId, session: Box<dyn Session>) -> Self {
-        Self { conn, session, attachment: None, in_flight: 0, paused: false, timer: None }
+        Self { conn, session, attachment: None, in_flight: 0, answers: VecDeque::new(), paused: false, timer: None }
     }
 
     /// Bytes came from the initiator.
@@ -33,10 +36,21 @@ impl Connection {
         }
     }
 
-    /// A request ended.
-    pub(crate) fn handle_reply(&mut self, now: Millis, tag: u64, reply: VolumeReply) {
+    /// A request ended. Its answer waits while the client does not take what is queued already: the session, which
+    /// starts further requests as answers come in, then starts none.
+    pub(crate) fn handle_reply(&mut self, tag: u64, reply: VolumeReply) {
+        self.answers.push_back((tag, reply));
+    }
+
+    /// Hands the session the next answer, if the client takes what is sent. False: nothing was done.
+    pub(crate) fn answer(&mut self, now: Millis, io: &Reactor) -> bool {
+        if io.send_queue_bytes(self.conn) > SEND_QUEUE_MAX {
+            return false;
+        }
+        let Some((tag, reply)) = self.answers.pop_front() else { return false };
         self.in_flight -= 1;
         self.session.handle_reply(now, tag, reply);
+        true
     }
 
     /// An export changed. Returns whether it is this connection's.
