@@ -31,7 +31,7 @@ fn start(osds: u32) -> (Cluster, Gateway) {
 #[test]
 fn unaligned_writes_of_four_connections_into_the_same_sectors_lose_nothing() {
     let (_cluster, gateway) = start(3);
-    let (address, lanes, rounds) = (gateway.address, 64, 30u8);
+    let (address, lanes, rounds) = (gateway.address, 64, 10u8);
     // Connection `i` owns bytes `i * 128 ..` of each 512 in two sectors and across the border of two objects.
     let base = (1 << 20) - 4096;
     thread::scope(|scope| {
