@@ -137,11 +137,27 @@ pub struct ObjectId {
     pub layer: LayerId,
     /// 0-based: byte offset in the layer divided by the block size.
     pub index: u32,
+    /// Which shard of the object, 0-based: in erasure-coded pools the data shards come first, then parity. 0 in
+    /// replicated pools, and wherever the object as a whole is meant.
+    pub part: u8,
+}
+
+impl ObjectId {
+    /// Another shard of the same object.
+    pub const fn shard(self, part: u8) -> ObjectId {
+        ObjectId { part, ..self }
+    }
+
+    /// The object as a whole.
+    pub const fn whole(self) -> ObjectId {
+        self.shard(0)
+    }
 }
 
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.pool, self.layer, self.index)
+        write!(f, "{}:{}:{}", self.pool, self.layer, self.index)?;
+        if self.part == 0 { Ok(()) } else { write!(f, "#{}", self.part) }
     }
 }
 

@@ -117,7 +117,7 @@ pub struct LayerRef {
 impl LayerRef {
     /// Object number `index` of the layer.
     pub const fn object(self, index: u32) -> ObjectId {
-        ObjectId { pool: self.pool, lineage: self.lineage, layer: self.layer, index }
+        ObjectId { pool: self.pool, lineage: self.lineage, layer: self.layer, index, part: 0 }
     }
 }
 

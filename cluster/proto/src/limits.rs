@@ -14,6 +14,13 @@ pub const SECTORS_PER_OBJECT_MAX: u32 = BLOCK_SIZE_MAX / SECTOR as u32;
 pub const IMAGE_SIZE_MAX: u64 = (BLOCK_SIZE_MIN as u64) << 31;
 /// Longest name of an image or pool. Bytes of UTF-8.
 pub const NAME_LEN_MAX: usize = 255;
+/// Shards of an erasure-coded object, data and parity together.
+pub const SHARDS_MAX: usize = 32;
+/// Bytes of an erasure-coded object that lie together in one data shard before the next one's turn comes. A power of two
+/// and a divisor of every block size.
+pub const STRIPE_UNIT: usize = 16 << 10;
+/// Sector ranges in one patch of an object.
+pub const PATCH_RANGES_MAX: usize = 128;
 /// Copies in a replicated pool.
 pub const REPLICAS_MAX: usize = 16;
 /// PGs of one pool.

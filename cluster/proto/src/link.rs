@@ -44,7 +44,21 @@ enum State {
     Backoff { until: Millis },
     Connecting { link: LinkId, address: SocketAddr, deadline: Millis },
     Handshaking { link: LinkId, address: SocketAddr, deadline: Millis },
-    Ready { link: LinkId, address: SocketAddr, incarnation: Incarnation, heard: Millis, pinged: Millis },
+    Ready(Ready),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Ready {
+    link: LinkId,
+    address: SocketAddr,
+    incarnation: Incarnation,
+    heard: Millis,
+    /// When the last probe was sent.
+    pinged: Millis,
+    /// Its answer is awaited.
+    waiting: bool,
+    /// When the last probe that was answered had been sent.
+    answered: Millis,
 }
 
 /// What is to be done about a link now.
@@ -80,7 +94,15 @@ impl Outgoing {
     /// The connection and the OSD's run, once introduced.
     pub fn ready(&self) -> Option<(LinkId, Incarnation)> {
         match self.state {
-            State::Ready { link, incarnation, .. } => Some((link, incarnation)),
+            State::Ready(ready) => Some((ready.link, ready.incarnation)),
+            _ => None,
+        }
+    }
+
+    /// When the last probe that the OSD answered was sent (or the connection made): what the answer grants counts from there.
+    pub fn answered(&self) -> Option<Millis> {
+        match self.state {
+            State::Ready(ready) => Some(ready.answered),
             _ => None,
         }
     }
@@ -89,7 +111,9 @@ impl Outgoing {
     pub fn link(&self) -> Option<LinkId> {
         match self.state {
             State::Backoff { .. } => None,
-            State::Connecting { link, .. } | State::Handshaking { link, .. } | State::Ready { link, .. } => Some(link),
+            State::Connecting { link, .. } | State::Handshaking { link, .. } | State::Ready(Ready { link, .. }) => {
+                Some(link)
+            }
         }
     }
 
@@ -107,13 +131,13 @@ impl Outgoing {
                 let link = *link;
                 (*deadline <= now || address.is_some_and(|a| a != *used)).then(|| self.give_up(now, link))
             }
-            State::Ready { link, address: used, heard, pinged, .. } => {
-                let link = *link;
-                if *heard + PING_TIMEOUT_MS <= now || address.is_some_and(|a| a != *used) {
+            State::Ready(ready) => {
+                let link = ready.link;
+                if ready.heard + PING_TIMEOUT_MS <= now || address.is_some_and(|a| a != ready.address) {
                     return Some(self.give_up(now, link));
                 }
-                if (*heard).max(*pinged) + PING_INTERVAL_MS <= now {
-                    *pinged = now;
+                if !ready.waiting && ready.pinged + PING_INTERVAL_MS <= now {
+                    (ready.pinged, ready.waiting) = (now, true);
                     return Some(LinkAction::Ping(link));
                 }
                 None
@@ -141,7 +165,15 @@ impl Outgoing {
             && welcome.role == Role::Osd(self.target);
         if ok {
             let incarnation = welcome.incarnation;
-            self.state = State::Ready { link, address, incarnation, heard: now, pinged: now };
+            self.state = State::Ready(Ready {
+                link,
+                address,
+                incarnation,
+                heard: now,
+                pinged: now,
+                waiting: false,
+                answered: now,
+            });
             self.failures = 0;
         }
         ok
@@ -149,8 +181,17 @@ impl Outgoing {
 
     /// Something arrived.
     pub fn heard(&mut self, now: Millis) {
-        if let State::Ready { heard, .. } = &mut self.state {
-            *heard = now;
+        if let State::Ready(ready) = &mut self.state {
+            ready.heard = now;
+        }
+    }
+
+    /// Our probe was answered.
+    pub fn handle_pong(&mut self) {
+        if let State::Ready(ready) = &mut self.state
+            && std::mem::take(&mut ready.waiting)
+        {
+            ready.answered = ready.pinged;
         }
     }
 
@@ -200,7 +241,10 @@ mod tests {
         assert_eq!(out.poll(11, Some(address(1)), LinkId(2)), None);
         assert_eq!(out.poll(300, Some(address(1)), LinkId(2)), Some(LinkAction::Ping(LinkId(1))));
         out.heard(310);
+        out.handle_pong();
+        assert_eq!(out.answered(), Some(300), "counts from the question, not from the answer");
         assert_eq!(out.poll(320, Some(address(1)), LinkId(2)), None);
+        assert_eq!(out.poll(550, Some(address(1)), LinkId(2)), Some(LinkAction::Ping(LinkId(1))));
         assert_eq!(out.poll(310 + PING_TIMEOUT_MS, Some(address(1)), LinkId(2)), Some(LinkAction::Close(LinkId(1))));
         assert_eq!(out.ready(), None);
     }

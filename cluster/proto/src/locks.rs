@@ -108,7 +108,7 @@ mod tests {
     use crate::ids::{LayerId, PoolId};
 
     fn object() -> ObjectId {
-        ObjectId { pool: PoolId(1), lineage: LayerId(1), layer: LayerId(1), index: 0 }
+        ObjectId { pool: PoolId(1), lineage: LayerId(1), layer: LayerId(1), index: 0, part: 0 }
     }
 
     fn hold(op: u64, start: u32, count: u32, write: bool) -> Hold<u64> {

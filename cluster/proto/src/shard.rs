@@ -96,6 +96,13 @@ pub enum ShardOp {
         /// The object.
         object: ObjectId,
     },
+    /// Like [`ShardOp::Fetch`], but of the content only what lies in these sectors: for a member that lacks only them.
+    FetchPart {
+        /// The object.
+        object: ObjectId,
+        /// Ascending and disjoint, at most [`crate::limits::PATCH_RANGES_MAX`].
+        sectors: Vec<SectorRange>,
+    },
     /// Writes sectors, atomically.
     Write {
         /// The object.
@@ -138,7 +145,8 @@ pub enum ShardOp {
         /// Version of the tombstone.
         version: Version,
     },
-    /// Replaces the whole object by another member's copy. Its version must be above the current one.
+    /// Replaces the whole object by another member's copy. Its version must be above the current one. What is staged is
+    /// dropped with what it replaces.
     Restore {
         /// The object.
         object: ObjectId,
@@ -161,6 +169,61 @@ pub enum ShardOp {
         /// Their checksums.
         crcs: Crcs,
     },
+    /// Brings an object from exactly version `base` (else [`Status::Retry`]) to `version` by replacing these sectors:
+    /// those in `content.extents`, which lie inside `sectors`, get data, the rest of `sectors` becomes holes.
+    /// `content.deleted` is never set. Atomic.
+    Patch {
+        /// The object.
+        object: ObjectId,
+        /// The version it has.
+        base: Version,
+        /// The version it gets.
+        version: Version,
+        /// What differs: ascending and disjoint, at most [`crate::limits::PATCH_RANGES_MAX`].
+        sectors: Vec<SectorRange>,
+        /// The sectors' content, and the remembered requests of the object.
+        content: ObjectContent,
+    },
+    /// A write that can be taken back: the object shows the new content at once (in reads, heads, fetches), but keeps what
+    /// it replaces until [`ShardOp::Commit`] or [`ShardOp::Rollback`]. An earlier staged change of the object is
+    /// committed first. With `sectors.count == 0` only the version changes. One change per object is staged at most.
+    Stage {
+        /// The object.
+        object: ObjectId,
+        /// Version the write makes.
+        version: Version,
+        /// The sectors; may be empty.
+        sectors: SectorRange,
+        /// Their data.
+        data: Buffer,
+        /// Their checksums, already verified against `data`.
+        crcs: Crcs,
+        /// Who asked.
+        origin: Origin,
+    },
+    /// Keeps the staged change if it has exactly this version, and frees what it replaced; otherwise does nothing.
+    Commit {
+        /// The object.
+        object: ObjectId,
+        /// Version of the staged change.
+        version: Version,
+    },
+    /// Takes the staged change back if it has exactly this version, with its remembered request: the object is again as before,
+    /// with the version it had, or does not exist. Otherwise does nothing.
+    Rollback {
+        /// The object.
+        object: ObjectId,
+        /// Version of the staged change.
+        version: Version,
+    },
+    /// Removes an object, or tombstone, of exactly this version (staged or not; else does nothing) without leaving a tombstone:
+    /// a copy that nobody needs any more.
+    Drop {
+        /// The object.
+        object: ObjectId,
+        /// Its version.
+        version: Version,
+    },
     /// Completes when everything submitted before is durable past the device's volatile cache.
     Sync,
 }
@@ -176,6 +239,12 @@ impl ShardOp {
             | ShardOp::Delete { object, .. }
             | ShardOp::Collect { object, .. }
             | ShardOp::Restore { object, .. }
+            | ShardOp::FetchPart { object, .. }
+            | ShardOp::Patch { object, .. }
+            | ShardOp::Stage { object, .. }
+            | ShardOp::Commit { object, .. }
+            | ShardOp::Rollback { object, .. }
+            | ShardOp::Drop { object, .. }
             | ShardOp::Repair { object, .. } => Some(object),
             ShardOp::Sync => None,
         }
@@ -183,7 +252,7 @@ impl ShardOp {
 
     /// Whether the op changes the store.
     pub fn is_mutation(&self) -> bool {
-        !matches!(self, ShardOp::Read { .. } | ShardOp::Fetch { .. } | ShardOp::Sync)
+        !matches!(self, ShardOp::Read { .. } | ShardOp::Fetch { .. } | ShardOp::FetchPart { .. } | ShardOp::Sync)
     }
 }
 
@@ -226,10 +295,12 @@ pub enum ShardOutcome {
 pub struct ObjectHead {
     /// The object.
     pub object: ObjectId,
-    /// Its version.
+    /// Its version; that of the staged change if there is one.
     pub version: Version,
     /// Whether it is a tombstone.
     pub deleted: bool,
+    /// If the newest change is staged: the version to which a rollback leads, [`Version::NONE`] for "does not exist".
+    pub staged_over: Option<Version>,
 }
 
 /// A run of sectors that do or do not hold data.
@@ -257,10 +328,11 @@ pub const fn digest_bucket(object: &ObjectId) -> usize {
     (splitmix(object.layer.0 ^ splitmix(object.index as u64)) % DIGEST_BUCKETS as u64) as usize
 }
 
-/// What a head adds (wrapping) to its bucket.
+/// What a head adds (wrapping) to its bucket. The same for all shards of an object at one version.
 pub const fn digest_hash(head: &ObjectHead) -> u64 {
     let object = splitmix(head.object.layer.0.wrapping_mul(3) ^ splitmix(head.object.index as u64));
-    splitmix(object ^ head.version.0.rotate_left(17) ^ head.deleted as u64)
+    let staged = (head.staged_over.is_some() as u64) << 1;
+    splitmix(object ^ head.version.0.rotate_left(17) ^ head.deleted as u64 ^ staged)
 }
 
 /// Set of digest buckets.

@@ -21,7 +21,7 @@ fn hello() -> Message {
 }
 
 fn object() -> ObjectId {
-    ObjectId { pool: PoolId(1), lineage: LayerId(4), layer: LayerId(5), index: 6 }
+    ObjectId { pool: PoolId(1), lineage: LayerId(4), layer: LayerId(5), index: 6, part: 0 }
 }
 
 fn filled(sectors: usize, seed: u8) -> (Buffer, cluster_proto::crc::Crcs) {
@@ -80,6 +80,25 @@ fn samples() -> Vec<Message> {
         sub(ShardOp::Restore { object, version, content: content.clone() }),
         sub(ShardOp::Repair { object, version, sectors: two, data: data.clone(), crcs: crcs.clone() }),
         sub(ShardOp::Sync),
+        sub(ShardOp::FetchPart { object, sectors: vec![one, SectorRange::new(9, 2)] }),
+        sub(ShardOp::Patch {
+            object: object.shard(2),
+            base: Version::new(Epoch(3), 1),
+            version,
+            sectors: vec![SectorRange::new(0, 2), SectorRange::new(9, 1)],
+            content: content.clone(),
+        }),
+        sub(ShardOp::Stage {
+            object: object.shard(31),
+            version,
+            sectors: two,
+            data: data.clone(),
+            crcs: crcs.clone(),
+            origin,
+        }),
+        sub(ShardOp::Commit { object, version }),
+        sub(ShardOp::Rollback { object, version }),
+        sub(ShardOp::Drop { object, version }),
         outcome(ShardOutcome::Done),
         outcome(ShardOutcome::Read { version, data, crcs }),
         outcome(ShardOutcome::Fetched { version, content }),
@@ -90,12 +109,21 @@ fn samples() -> Vec<Message> {
         }),
         outcome(ShardOutcome::Failed(Status::NoSpace)),
         Message::PeerQuery(query),
-        Message::PeerInfo(PeerInfo { query, digests: Box::new(std::array::from_fn(|i| i as u64)), free_bytes: 5 }),
+        Message::PeerInfo(PeerInfo {
+            query,
+            digests: Box::new(std::array::from_fn(|i| i as u64)),
+            free_bytes: 5,
+            lease_ms: 9,
+        }),
+        Message::Deposed(Deposed { pg, epoch: Epoch(5) }),
         Message::PeerList(PeerList { query, buckets: Buckets([1, 2, 3, 4]) }),
         Message::PeerObjects(PeerObjects {
             query,
             more: true,
-            heads: vec![ObjectHead { object, version, deleted: true }],
+            heads: vec![
+                ObjectHead { object, version, deleted: true, staged_over: None },
+                ObjectHead { object: object.shard(3), version, deleted: false, staged_over: Some(Version::NONE) },
+            ],
         }),
     ]
 }

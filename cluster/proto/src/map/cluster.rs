@@ -8,7 +8,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::keys;
-use super::{Activation, Interval, OsdConfig, OsdState, PgMap, PoolConfig};
+use super::{Activation, Interval, OsdConfig, OsdState, PgMap, PoolConfig, Suspicion};
 use crate::ids::{OsdId, PgId, PoolId};
 
 /// A value or key that breaks the schema.
@@ -58,6 +58,8 @@ pub enum MapChange {
     Osd(OsdId),
     /// Interval, activation or history of a PG.
     Pg(PgId),
+    /// What an OSD reports of others.
+    Suspicion(OsdId),
 }
 
 /// What daemons and clients know of the cluster.
@@ -77,6 +79,8 @@ pub struct ClusterMap {
     pub activations: BTreeMap<PgId, Activation>,
     /// Past intervals that may have accepted writes.
     pub histories: BTreeMap<PgId, Vec<Interval>>,
+    /// What OSDs report of others; only monitors watch it.
+    pub suspicions: BTreeMap<OsdId, Suspicion>,
 }
 
 /// Sets or removes an entry.
@@ -104,7 +108,7 @@ fn number(key: &str, text: &str) -> Result<u32, SchemaError> {
 }
 
 impl ClusterMap {
-    /// Takes one key's new value (`None`: deleted). Keys outside `config/`, `osd/` and `pg/` change nothing.
+    /// Takes one key's new value (`None`: deleted). Keys outside `config/`, `osd/`, `pg/` and `suspect/` change nothing.
     ///
     /// # Errors
     /// The key or value breaks the schema; the previous value stays.
@@ -123,6 +127,11 @@ impl ClusterMap {
             let id = OsdId(number(key, rest)?);
             put(&mut self.osds, id, key, value, |v| parse(key, v))?;
             return Ok(MapChange::Osd(id));
+        }
+        if let Some(rest) = key.strip_prefix(keys::SUSPICIONS) {
+            let id = OsdId(number(key, rest)?);
+            put(&mut self.suspicions, id, key, value, |v| parse(key, v))?;
+            return Ok(MapChange::Suspicion(id));
         }
         if let Some(rest) = key.strip_prefix(keys::PGS) {
             return self.apply_pg(key, rest, value);

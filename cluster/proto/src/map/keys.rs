@@ -5,6 +5,7 @@
 //! | `config/` | every daemon and client |
 //! | `osd/` | every daemon and client: addresses, bound to a lease |
 //! | `pg/` | every daemon and client; map, activation and history in one range, because their order matters |
+//! | `suspect/` | the monitor |
 //! | `image/` | a client watches the single keys of the images it has open |
 //! | `export/` | gateways |
 //! | `gateway/` | the CLI |
@@ -34,6 +35,8 @@ pub const EXPORTS: &str = "/blockyard/export/";
 pub const GATEWAYS: &str = "/blockyard/gateway/";
 /// Statistics.
 pub const STATS: &str = "/blockyard/stats/";
+/// What OSDs report of others that they cannot reach; watched by the monitor.
+pub const SUSPICIONS: &str = "/blockyard/suspect/";
 /// The monitor that leads, bound to its lease.
 pub const LEADER: &str = "/blockyard/mon/leader";
 
@@ -50,6 +53,11 @@ pub fn osd_config(id: OsdId) -> String {
 /// Liveness and address of an OSD.
 pub fn osd(id: OsdId) -> String {
     format!("{OSDS}{id}")
+}
+
+/// What an OSD reports of others.
+pub fn suspicion(reporter: OsdId) -> String {
+    format!("{SUSPICIONS}{reporter}")
 }
 
 /// Statistics of an OSD.

@@ -13,5 +13,5 @@ mod pool;
 pub use cluster::{ClusterInfo, ClusterMap, MapChange, SchemaError, parse};
 pub use image::{ExportConfig, ImageMeta, ImageName};
 pub use osd::{GatewayState, OsdConfig, OsdState, OsdStats};
-pub use pg::{Activation, Interval, Member, PgMap};
+pub use pg::{Activation, DEAD_MAX, Interval, Member, PgMap, Suspicion};
 pub use pool::{PoolConfig, Scheme};

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SchemaError;
 use crate::ids::{Epoch, Incarnation, OsdId};
-use crate::limits::REPLICAS_MAX;
+use crate::limits::SHARDS_MAX;
 
 /// A member of a PG's acting set: one run of an OSD. A restarted OSD is a new member, and the interval ends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -22,16 +22,35 @@ pub struct Member {
 pub struct PgMap {
     /// Number of the interval.
     pub epoch: Epoch,
-    /// OSDs that serve the PG now. The first is the primary.
-    pub acting: Vec<Member>,
-    /// OSDs that should serve it.
+    /// Who leads it: one of `acting`.
+    pub primary: OsdId,
+    /// OSDs that serve the PG now, by shard: in an erasure-coded pool the position is the number of the shard, `null` if
+    /// nobody serves it; in a replicated pool the order means nothing.
+    pub acting: Vec<Option<Member>>,
+    /// OSDs that should serve it, by shard.
     pub target: Vec<OsdId>,
+    /// Runs of OSDs that are known to be over, so that nobody needs to wait for what they may still believe.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dead: Vec<Member>,
 }
+
+/// Runs that a [`PgMap`] may call dead.
+pub const DEAD_MAX: usize = 16;
 
 impl PgMap {
     /// The primary.
     pub fn primary(&self) -> Option<Member> {
-        self.acting.first().copied()
+        self.members().map(|(_, member)| member).find(|member| member.osd == self.primary)
+    }
+
+    /// Members with the shards they serve.
+    pub fn members(&self) -> impl Iterator<Item = (usize, Member)> {
+        self.acting.iter().enumerate().filter_map(|(shard, member)| Some((shard, (*member)?)))
+    }
+
+    /// The shard that an OSD serves.
+    pub fn shard_of(&self, osd: OsdId) -> Option<usize> {
+        self.members().find(|(_, member)| member.osd == osd).map(|(shard, _)| shard)
     }
 
     /// Checks every bound.
@@ -41,28 +60,48 @@ impl PgMap {
     pub fn validate(&self) -> Result<(), SchemaError> {
         let epoch = self.epoch;
         SchemaError::check((1..=Epoch::MAX.0).contains(&epoch.0), || format!("epoch {epoch} is out of range"))?;
-        SchemaError::check((1..=REPLICAS_MAX).contains(&self.acting.len()), || {
-            format!("{} members: give 1 to {REPLICAS_MAX}", self.acting.len())
-        })?;
-        let distinct = |ids: Vec<OsdId>| {
-            let mut sorted = ids.clone();
-            sorted.sort_unstable();
-            sorted.dedup();
-            sorted.len() == ids.len()
+        for (name, len) in [("acting", self.acting.len()), ("target", self.target.len())] {
+            SchemaError::check((1..=SHARDS_MAX).contains(&len), || {
+                format!("{name} lists {len} OSDs: give 1 to {SHARDS_MAX}")
+            })?;
+        }
+        SchemaError::check(self.dead.len() <= DEAD_MAX, || format!("more than {DEAD_MAX} dead runs"))?;
+        let distinct = |mut ids: Vec<OsdId>| {
+            let count = ids.len();
+            ids.sort_unstable();
+            ids.dedup();
+            ids.len() == count
         };
-        SchemaError::check(distinct(self.acting.iter().map(|m| m.osd).collect()), || "an OSD is listed twice".into())?;
-        SchemaError::check(distinct(self.target.clone()), || "an OSD is listed twice in the target".into())
+        SchemaError::check(distinct(self.members().map(|(_, m)| m.osd).collect()), || "an OSD is listed twice".into())?;
+        SchemaError::check(distinct(self.target.clone()), || "an OSD is listed twice in the target".into())?;
+        SchemaError::check(self.primary().is_some(), || format!("the primary, OSD {}, is not acting", self.primary))
     }
 }
 
-/// Written by a primary before its interval accepts writes.
+/// Written by a primary before its interval accepts writes, and again in the same interval when more members are complete.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Activation {
     /// The interval.
     pub epoch: Epoch,
-    /// Its members.
-    pub acting: Vec<Member>,
+    /// Its members, by shard.
+    pub acting: Vec<Option<Member>>,
+    /// Members that have every object: all that is acknowledged in this interval is on each of them.
+    pub complete: Vec<OsdId>,
+    /// Everything acknowledged in this interval is on so many members at least.
+    pub min_size: u8,
+}
+
+impl Activation {
+    /// The record of this interval as a past one.
+    pub fn interval(&self) -> Interval {
+        Interval {
+            epoch: self.epoch,
+            acting: self.acting.iter().map(|member| member.map(|m| m.osd)).collect(),
+            complete: self.complete.clone(),
+            min_size: self.min_size,
+        }
+    }
 }
 
 /// A past interval that may have accepted writes.
@@ -71,6 +110,71 @@ pub struct Activation {
 pub struct Interval {
     /// Number of the interval.
     pub epoch: Epoch,
+    /// OSDs that served it, by shard.
+    pub acting: Vec<Option<OsdId>>,
+    /// Those on which everything acknowledged in it was.
+    pub complete: Vec<OsdId>,
+    /// On so many of them at least was each acknowledged change.
+    pub min_size: u8,
+}
+
+impl Interval {
     /// OSDs that served it.
-    pub acting: Vec<OsdId>,
+    pub fn osds(&self) -> impl Iterator<Item = OsdId> {
+        self.acting.iter().filter_map(|osd| *osd)
+    }
+
+    /// Whether those of its members that `has` holds are sure to have, together, `copies` copies (shards, in an erasure-coded pool) of every
+    /// change that was acknowledged in it.
+    pub fn is_covered(&self, copies: usize, has: impl Fn(OsdId) -> bool) -> bool {
+        let width = self.osds().count();
+        let reached = self.osds().filter(|osd| has(*osd)).count();
+        let complete = self.osds().filter(|osd| self.complete.contains(osd) && has(*osd)).count();
+        // An acknowledged change is missing on at most `width - min_size` members.
+        complete >= copies || reached + usize::from(self.min_size) >= width + copies
+    }
+}
+
+/// What an OSD reports of other OSDs that it should work with and cannot reach. Bound to the OSD's lease.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Suspicion {
+    /// The reporter's run.
+    pub incarnation: Incarnation,
+    /// The runs it cannot reach.
+    pub suspects: Vec<Member>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interval(acting: &[u32], complete: &[u32], min_size: u8) -> Interval {
+        Interval {
+            epoch: Epoch(1),
+            acting: acting.iter().map(|&n| (n > 0).then_some(OsdId(n))).collect(),
+            complete: complete.iter().map(|&n| OsdId(n)).collect(),
+            min_size,
+        }
+    }
+
+    fn covered(interval: &Interval, copies: usize, has: &[u32]) -> bool {
+        interval.is_covered(copies, |osd| has.contains(&osd.0))
+    }
+
+    #[test]
+    fn one_complete_copy_covers_an_interval_and_so_do_enough_incomplete_ones() {
+        let interval = interval(&[1, 2, 3], &[1, 2], 2);
+        assert!(covered(&interval, 1, &[1]) && covered(&interval, 1, &[2]));
+        assert!(!covered(&interval, 1, &[3]), "a change may be on 1 and 2 only");
+        assert!(covered(&interval, 1, &[2, 3]) && !covered(&interval, 1, &[4, 5]));
+    }
+
+    #[test]
+    fn a_coded_interval_needs_as_many_shards_as_there_are_data_shards() {
+        let interval = interval(&[1, 2, 0, 4], &[1, 2], 3);
+        assert!(covered(&interval, 2, &[1, 2]));
+        assert!(!covered(&interval, 2, &[1]));
+        assert!(covered(&interval, 2, &[1, 4]), "three of three hold each change");
+    }
 }

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::codec::{DecodeError, Reader, put};
 use super::header::{HEAD_CRC_OFFSET, HEADER_LEN, MAGIC, RawHeader, Sizes};
 use super::{
-    Hello, Message, PeerInfo, PeerList, PeerObjects, PeerQuery, Refusal, Reply, Request, SubReply, SubRequest,
+    Deposed, Hello, Message, PeerInfo, PeerList, PeerObjects, PeerQuery, Refusal, Reply, Request, SubReply, SubRequest,
 };
 use crate::crc::{Crcs, crc32c, first_mismatch};
 
@@ -59,6 +59,7 @@ fn kind(message: &Message) -> u8 {
         Message::PeerInfo(_) => 31,
         Message::PeerList(_) => 32,
         Message::PeerObjects(_) => 33,
+        Message::Deposed(_) => 34,
     }
 }
 
@@ -84,6 +85,7 @@ fn put_body<'a>(message: &'a Message, out: &mut Vec<u8>) -> Payload<'a> {
         Message::PeerInfo(m) => m.put(out),
         Message::PeerList(m) => m.put(out),
         Message::PeerObjects(m) => m.put(out),
+        Message::Deposed(m) => m.put(out),
         Message::Ping | Message::Pong => {}
     }
     None
@@ -262,6 +264,7 @@ fn read_body(header: &RawHeader, body: &[u8], data: Buffer, crcs: Crcs) -> Resul
         31 => Message::PeerInfo(PeerInfo::read(&mut r)?),
         32 => Message::PeerList(PeerList::read(&mut r)?),
         33 => Message::PeerObjects(PeerObjects::read(&mut r)?),
+        34 => Message::Deposed(Deposed::read(&mut r)?),
         _ => return Err(DecodeError { field: "kind of message", offset: 4 }),
     };
     r.finish()?;

@@ -15,7 +15,7 @@ pub use codec::DecodeError;
 pub use frame::{Decoder, encode};
 pub use header::{HEADER_LEN, MAGIC};
 pub use hello::{Hello, PROTOCOL, Refusal, Role};
-pub use peering::{PeerInfo, PeerList, PeerObjects, PeerQuery};
+pub use peering::{Deposed, PeerInfo, PeerList, PeerObjects, PeerQuery};
 pub use request::{Reply, ReplyBody, Request, RequestOp};
 pub use sub::{SubReply, SubRequest};
 
@@ -44,6 +44,8 @@ pub enum Message {
     PeerList(PeerList),
     /// The member's heads, in one or more messages.
     PeerObjects(PeerObjects),
+    /// A member follows a newer epoch than the receiver leads.
+    Deposed(Deposed),
     /// Are you there?
     Ping,
     /// Yes.

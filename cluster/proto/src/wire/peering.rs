@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::DecodeError;
 use super::codec::{Reader, put};
 use crate::ids::{Epoch, LayerId, ObjectId, PgId, PoolId, Version};
-use crate::limits::{DIGEST_BUCKETS, WIRE_BODY_MAX, WIRE_HEADS_MAX};
+use crate::limits::{DIGEST_BUCKETS, SHARDS_MAX, WIRE_BODY_MAX, WIRE_HEADS_MAX};
 use crate::shard::{Buckets, Digests, ObjectHead};
 
 /// Begins round `round` of the interval `epoch`. From then on the receiver refuses shard operations of older rounds; it
@@ -30,6 +30,8 @@ pub struct PeerInfo {
     pub digests: Box<Digests>,
     /// Bytes free in the member's store.
     pub free_bytes: u64,
+    /// For so long another primary may yet believe to hold a read lease from this member. Milliseconds.
+    pub lease_ms: u32,
 }
 
 /// Asks for the heads in some buckets.
@@ -39,6 +41,16 @@ pub struct PeerList {
     pub query: PeerQuery,
     /// The buckets.
     pub buckets: Buckets,
+}
+
+/// A member tells a former primary that it follows a newer epoch of the PG: what it says after this on the connection
+/// renews no read lease for the PG.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Deposed {
+    /// The PG.
+    pub pg: PgId,
+    /// The epoch that the member follows.
+    pub epoch: Epoch,
 }
 
 /// Heads in answer to a [`PeerList`].
@@ -70,11 +82,19 @@ struct RawHead {
     lineage: U64,
     layer: U64,
     version: U64,
+    staged_over: U64,
     index: U32,
-    deleted: U32,
+    flags: u8,
+    part: u8,
+    reserved: [u8; 2],
 }
 
-const _: () = assert!(size_of::<RawQuery>() == 32 && size_of::<RawHead>() == 32);
+/// The head is a tombstone.
+const DELETED: u8 = 1;
+/// The newest change is staged.
+const STAGED: u8 = 2;
+
+const _: () = assert!(size_of::<RawQuery>() == 32 && size_of::<RawHead>() == 40);
 const _: () = assert!(WIRE_HEADS_MAX * size_of::<RawHead>() + size_of::<RawQuery>() <= WIRE_BODY_MAX);
 
 impl PeerQuery {
@@ -109,7 +129,8 @@ impl PeerQuery {
 
 impl PeerInfo {
     pub(super) fn put(&self, out: &mut Vec<u8>) {
-        put(out, &RawQuery { free_bytes: self.free_bytes.into(), ..self.query.raw() });
+        let raw = RawQuery { free_bytes: self.free_bytes.into(), count: self.lease_ms.into(), ..self.query.raw() };
+        put(out, &raw);
         for digest in self.digests.iter() {
             put(out, &U64::new(*digest));
         }
@@ -119,7 +140,8 @@ impl PeerInfo {
         let raw: &RawQuery = r.take("peer info")?;
         let list = r.list::<U64>(DIGEST_BUCKETS as u32, DIGEST_BUCKETS, "digests")?;
         let digests = Box::new(std::array::from_fn(|i| list[i].get()));
-        Ok(PeerInfo { query: PeerQuery::of(raw), digests, free_bytes: raw.free_bytes.get() })
+        let (free_bytes, lease_ms) = (raw.free_bytes.get(), raw.count.get());
+        Ok(PeerInfo { query: PeerQuery::of(raw), digests, free_bytes, lease_ms })
     }
 }
 
@@ -138,6 +160,17 @@ impl PeerList {
     }
 }
 
+impl Deposed {
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        PeerQuery { pg: self.pg, epoch: self.epoch, round: 0 }.put(out);
+    }
+
+    pub(super) fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let query = PeerQuery::read(r)?;
+        Ok(Deposed { pg: query.pg, epoch: query.epoch })
+    }
+}
+
 impl PeerObjects {
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         let heads = &self.heads;
@@ -153,8 +186,11 @@ impl PeerObjects {
                     lineage: head.object.lineage.0.into(),
                     layer: head.object.layer.0.into(),
                     version: head.version.0.into(),
+                    staged_over: head.staged_over.map_or(0, |v| v.0).into(),
                     index: head.object.index.into(),
-                    deleted: u32::from(head.deleted).into(),
+                    flags: u8::from(head.deleted) * DELETED + u8::from(head.staged_over.is_some()) * STAGED,
+                    part: head.object.part,
+                    reserved: [0; 2],
                 },
             );
         }
@@ -172,11 +208,16 @@ impl PeerObjects {
                     lineage: LayerId(h.lineage.get()),
                     layer: LayerId(h.layer.get()),
                     index: h.index.get(),
+                    part: h.part,
                 },
                 version: Version(h.version.get()),
-                deleted: h.deleted.get() != 0,
+                deleted: h.flags & DELETED != 0,
+                staged_over: (h.flags & STAGED != 0).then(|| Version(h.staged_over.get())),
             })
-            .collect();
+            .collect::<Vec<_>>();
+        if heads.iter().any(|h| usize::from(h.object.part) >= SHARDS_MAX) {
+            return Err(r.error("shard number"));
+        }
         Ok(PeerObjects { query, more: raw.more.get() != 0, heads })
     }
 }

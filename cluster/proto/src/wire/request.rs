@@ -231,6 +231,7 @@ impl Request {
                 lineage: LayerId(raw.lineage.get()),
                 layer: LayerId(raw.layer.get()),
                 index: raw.index.get(),
+                part: 0,
             },
             op,
         })

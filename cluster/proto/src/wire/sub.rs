@@ -10,7 +10,7 @@ use super::frame::Payload;
 use crate::crc::Crcs;
 use crate::ids::{ClientId, Epoch, LayerId, ObjectId, PgId, PoolId, Version};
 use crate::layout::{SECTOR, SectorRange};
-use crate::limits::{BLOCK_SIZE_MAX, SECTORS_PER_OBJECT_MAX, WIRE_REQUESTS_MAX};
+use crate::limits::{BLOCK_SIZE_MAX, PATCH_RANGES_MAX, SECTORS_PER_OBJECT_MAX, SHARDS_MAX, WIRE_REQUESTS_MAX};
 use crate::shard::{AppliedRequest, ObjectContent, Origin, ShardOp, ShardOutcome};
 use crate::status::Status;
 
@@ -45,7 +45,8 @@ pub struct SubReply {
 struct RawSub {
     op: u8,
     deleted: u8,
-    reserved: [u8; 2],
+    part: u8,
+    reserved: u8,
     pool: U32,
     pg: U32,
     epoch: U32,
@@ -59,8 +60,11 @@ struct RawSub {
     client: U64,
     seq: U64,
     floor: U64,
+    base: U64,
     extents: U32,
     requests: U32,
+    ranges: U32,
+    padding: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -91,7 +95,7 @@ struct RawApplied {
     version: U64,
 }
 
-const _: () = assert!(size_of::<RawSub>() == 88 && size_of::<RawSubReply>() == 32);
+const _: () = assert!(size_of::<RawSub>() == 104 && size_of::<RawSubReply>() == 32);
 
 fn put_ranges(out: &mut Vec<u8>, ranges: &[SectorRange]) {
     for range in ranges {
@@ -108,9 +112,9 @@ fn put_requests(out: &mut Vec<u8>, requests: &[AppliedRequest]) {
     }
 }
 
-/// Ascending, disjoint, inside the largest object.
-fn read_ranges(r: &mut Reader<'_>, count: u32) -> Result<Vec<SectorRange>, DecodeError> {
-    let raw = r.list::<RawRange>(count, SECTORS_PER_OBJECT_MAX as usize, "extents")?;
+/// Ascending, disjoint, inside the largest object; at most `max`.
+fn read_ranges(r: &mut Reader<'_>, count: u32, max: usize) -> Result<Vec<SectorRange>, DecodeError> {
+    let raw = r.list::<RawRange>(count, max, "extents")?;
     let mut end = 0;
     let mut ranges = Vec::with_capacity(raw.len());
     for range in raw {
@@ -131,7 +135,7 @@ fn read_content(
     data: Buffer,
     crcs: Crcs,
 ) -> Result<ObjectContent, DecodeError> {
-    let extents = read_ranges(r, counts.0)?;
+    let extents = read_ranges(r, counts.0, EXTENTS_MAX)?;
     let sectors: u32 = extents.iter().map(|e| e.count).sum();
     if data.len() != sectors as usize * SECTOR || (deleted && !extents.is_empty()) {
         return Err(r.error("content of object"));
@@ -159,8 +163,17 @@ fn code(op: &ShardOp) -> u8 {
         ShardOp::Restore { .. } => 7,
         ShardOp::Repair { .. } => 8,
         ShardOp::Sync => 9,
+        ShardOp::FetchPart { .. } => 10,
+        ShardOp::Patch { .. } => 11,
+        ShardOp::Stage { .. } => 12,
+        ShardOp::Commit { .. } => 13,
+        ShardOp::Rollback { .. } => 14,
+        ShardOp::Drop { .. } => 15,
     }
 }
+
+/// Extents of one object, and ranges of damage in it.
+const EXTENTS_MAX: usize = SECTORS_PER_OBJECT_MAX as usize;
 
 /// The newest remembered requests of an object, as many as travel.
 fn travelling(requests: &[AppliedRequest]) -> &[AppliedRequest] {
@@ -171,32 +184,45 @@ impl SubRequest {
     pub(super) fn put(&self, out: &mut Vec<u8>) -> Payload<'_> {
         let (sectors, version, origin) = match &self.op {
             ShardOp::Read { sectors, .. } => (*sectors, Version::NONE, Origin::NONE),
-            ShardOp::Write { sectors, version, origin, .. } | ShardOp::Zero { sectors, version, origin, .. } => {
-                (*sectors, *version, *origin)
-            }
+            ShardOp::Write { sectors, version, origin, .. }
+            | ShardOp::Stage { sectors, version, origin, .. }
+            | ShardOp::Zero { sectors, version, origin, .. } => (*sectors, *version, *origin),
             ShardOp::Delete { version, origin, .. } => (SectorRange::new(0, 0), *version, *origin),
             ShardOp::Repair { sectors, version, .. } => (*sectors, *version, Origin::NONE),
-            ShardOp::Restore { version, .. } | ShardOp::Collect { version, .. } => {
-                (SectorRange::new(0, 0), *version, Origin::NONE)
+            ShardOp::Restore { version, .. }
+            | ShardOp::Patch { version, .. }
+            | ShardOp::Commit { version, .. }
+            | ShardOp::Rollback { version, .. }
+            | ShardOp::Drop { version, .. }
+            | ShardOp::Collect { version, .. } => (SectorRange::new(0, 0), *version, Origin::NONE),
+            ShardOp::Fetch { .. } | ShardOp::FetchPart { .. } | ShardOp::Sync => {
+                (SectorRange::new(0, 0), Version::NONE, Origin::NONE)
             }
-            ShardOp::Fetch { .. } | ShardOp::Sync => (SectorRange::new(0, 0), Version::NONE, Origin::NONE),
         };
         let object = self.op.object().copied().unwrap_or(ObjectId {
             pool: self.pg.pool,
             lineage: LayerId(0),
             layer: LayerId(0),
             index: 0,
+            part: 0,
         });
         let content = match &self.op {
-            ShardOp::Restore { content, .. } => Some(content),
+            ShardOp::Restore { content, .. } | ShardOp::Patch { content, .. } => Some(content),
             _ => None,
         };
+        let (base, ranges): (_, &[SectorRange]) = match &self.op {
+            ShardOp::Patch { base, sectors, .. } => (*base, sectors),
+            ShardOp::FetchPart { sectors, .. } => (Version::NONE, sectors),
+            _ => (Version::NONE, &[]),
+        };
+        debug_assert!(ranges.len() <= PATCH_RANGES_MAX);
         put(
             out,
             &RawSub {
                 op: code(&self.op),
                 deleted: content.is_some_and(|c| c.deleted).into(),
-                reserved: [0; 2],
+                part: object.part,
+                reserved: 0,
                 pool: self.pg.pool.0.into(),
                 pg: self.pg.index.into(),
                 epoch: self.epoch.0.into(),
@@ -210,17 +236,23 @@ impl SubRequest {
                 client: origin.client.0.into(),
                 seq: origin.seq.into(),
                 floor: origin.floor.into(),
+                base: base.0.into(),
                 extents: content.map_or(0, |c| c.extents.len() as u32).into(),
                 requests: content.map_or(0, |c| travelling(&c.requests).len() as u32).into(),
+                ranges: (ranges.len() as u32).into(),
+                padding: 0.into(),
             },
         );
+        put_ranges(out, ranges);
         if let Some(content) = content {
             put_ranges(out, &content.extents);
             put_requests(out, travelling(&content.requests));
         }
         match &self.op {
-            ShardOp::Write { data, crcs, .. } | ShardOp::Repair { data, crcs, .. } => Some((data, crcs)),
-            ShardOp::Restore { content, .. } => Some((&content.data, &content.crcs)),
+            ShardOp::Write { data, crcs, .. }
+            | ShardOp::Stage { data, crcs, .. }
+            | ShardOp::Repair { data, crcs, .. } => Some((data, crcs)),
+            ShardOp::Restore { content, .. } | ShardOp::Patch { content, .. } => Some((&content.data, &content.crcs)),
             _ => None,
         }
     }
@@ -233,15 +265,22 @@ impl SubRequest {
             lineage: LayerId(raw.lineage.get()),
             layer: LayerId(raw.layer.get()),
             index: raw.index.get(),
+            part: raw.part,
         };
+        if usize::from(object.part) >= SHARDS_MAX {
+            return Err(r.error("shard number"));
+        }
         let version = Version(raw.version.get());
         let sectors = SectorRange::new(raw.start.get(), raw.count.get());
         let origin = Origin { client: ClientId(raw.client.get()), seq: raw.seq.get(), floor: raw.floor.get() };
         if matches!(raw.op, 1 | 3 | 4 | 8) && !sectors.is_valid(BLOCK_SIZE_MAX) {
             return Err(r.error("sector range"));
         }
-        let expected = if matches!(raw.op, 3 | 8) { sectors.bytes() } else { 0 };
-        if raw.op != 7 && data.len() != expected {
+        if raw.op == 12 && sectors.count != 0 && !sectors.is_valid(BLOCK_SIZE_MAX) {
+            return Err(r.error("sector range"));
+        }
+        let expected = if matches!(raw.op, 3 | 8 | 12) { sectors.bytes() } else { 0 };
+        if !matches!(raw.op, 7 | 11) && data.len() != expected {
             return Err(r.error("payload length"));
         }
         let op = match raw.op {
@@ -258,6 +297,21 @@ impl SubRequest {
             }
             8 => ShardOp::Repair { object, version, sectors, data, crcs },
             9 => ShardOp::Sync,
+            10 => ShardOp::FetchPart { object, sectors: read_ranges(r, raw.ranges.get(), PATCH_RANGES_MAX)? },
+            11 => {
+                let sectors = read_ranges(r, raw.ranges.get(), PATCH_RANGES_MAX)?;
+                let counts = (raw.extents.get(), raw.requests.get());
+                let content = read_content(r, false, counts, data, crcs)?;
+                let inside = |extent: &SectorRange| sectors.iter().any(|range| range.contains(*extent));
+                if !content.extents.iter().all(inside) {
+                    return Err(r.error("extent outside the patch"));
+                }
+                ShardOp::Patch { object, base: Version(raw.base.get()), version, sectors, content }
+            }
+            12 => ShardOp::Stage { object, version, sectors, data, crcs, origin },
+            13 => ShardOp::Commit { object, version },
+            14 => ShardOp::Rollback { object, version },
+            15 => ShardOp::Drop { object, version },
             _ => return Err(r.error("shard operation code")),
         };
         let pg = PgId { pool, index: raw.pg.get() };
@@ -322,7 +376,7 @@ impl SubReply {
                 ShardOutcome::Fetched { version, content }
             }
             3 => {
-                let sectors = read_ranges(r, raw.extents.get())?;
+                let sectors = read_ranges(r, raw.extents.get(), EXTENTS_MAX)?;
                 let count = sectors.iter().map(|s| s.count).sum();
                 let crcs = r.list::<U32>(count, SECTORS_PER_OBJECT_MAX as usize, "checksums")?;
                 let crcs = crcs.iter().map(|crc| crc.get()).collect();
