@@ -8,7 +8,7 @@ use cluster_proto::ids::ObjectId;
 use cluster_proto::layout::SectorRange;
 use cluster_proto::limits::CLIENT_WINDOW;
 use cluster_proto::link::{LinkId, Millis};
-use cluster_proto::locks::Hold;
+use cluster_proto::locks::{Access, Hold};
 use cluster_proto::wire::{Message, Reply, Request, RequestOp};
 use cluster_proto::{Epoch, Status};
 
@@ -67,7 +67,7 @@ impl Part {
     fn hold(&self, id: PartId) -> Option<Hold<PartId>> {
         let write = self.request.is_mutation() || matches!(self.role, Role::Patch(_));
         let sectors = self.request.sectors().filter(|_| write)?;
-        Some(Hold { op: id, sectors, write })
+        Some(Hold { op: id, sectors, access: Access::Change })
     }
 }
 

@@ -45,7 +45,16 @@ pub const HELLO_TIMEOUT_MS: u64 = 5_000;
 /// An idle connection between daemons or from a client is probed this often. Milliseconds.
 pub const PING_INTERVAL_MS: u64 = 250;
 /// A connection from which nothing came for this long is given up. Milliseconds.
-pub const PING_TIMEOUT_MS: u64 = 3_000;
+pub const PING_TIMEOUT_MS: u64 = 1_500;
+/// A primary serves reads for so long after it sent the probe that each of its members has answered. Milliseconds.
+pub const READ_LEASE_MS: u64 = 2_000;
+/// A member that changes to a new primary counts so long from its last answer to the old one: the lease and what clocks may differ in
+/// their speed. Milliseconds.
+pub const READ_LEASE_WAIT_MS: u64 = READ_LEASE_MS + READ_LEASE_MS / 10;
+/// A primary below `min_size` serves reads for so long after it last asked for and found its registration. Milliseconds.
+pub const REGISTRATION_LEASE_MS: u64 = 5_000;
+/// The next primary waits so long if nothing else tells that the one before is over. Milliseconds.
+pub const REGISTRATION_LEASE_WAIT_MS: u64 = REGISTRATION_LEASE_MS + REGISTRATION_LEASE_MS / 10;
 
 /// Requests of one client that may be unacknowledged at once: a sequence number may be at most this far above the
 /// client's floor. Fits the 16-bit window of a log entry.
@@ -64,6 +73,7 @@ const _: () = {
     assert!(BLOCK_SIZE_MIN <= BLOCK_SIZE_DEFAULT && BLOCK_SIZE_DEFAULT <= BLOCK_SIZE_MAX);
     assert!(2 * COMPARE_AND_WRITE_MAX <= BLOCK_SIZE_MIN as usize);
     assert!(2 * COMPARE_AND_WRITE_MAX <= WIRE_PAYLOAD_MAX);
+    assert!(PING_TIMEOUT_MS < READ_LEASE_MS && PING_INTERVAL_MS < READ_LEASE_MS / 2);
     assert!(CLIENT_WINDOW < u16::MAX as u64);
     assert!(IMAGE_SIZE_MAX / BLOCK_SIZE_MIN as u64 <= u32::MAX as u64);
 };

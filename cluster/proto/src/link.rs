@@ -99,6 +99,11 @@ impl Outgoing {
         }
     }
 
+    /// Whether the OSD could not be reached or was lost since it was last ready.
+    pub fn has_failed(&self) -> bool {
+        self.failures > 0 && self.ready().is_none()
+    }
+
     /// When the last probe that the OSD answered was sent (or the connection made): what the answer grants counts from there.
     pub fn answered(&self) -> Option<Millis> {
         match self.state {

@@ -3,7 +3,8 @@
 //!
 //! Changes of disjoint sectors run side by side; a change waits for an overlapping one. A read does not hold anything
 //! (a store never overwrites in place, so it sees the state before or after any change that begins later), but it
-//! waits for overlapping changes under way: what it would return might otherwise still be taken back.
+//! waits for overlapping changes under way: what it would return might otherwise still be taken back. Recovery of an object keeps
+//! changes away, not reads: it copies what is there.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -13,6 +14,17 @@ use smallvec::SmallVec;
 use crate::ids::ObjectId;
 use crate::layout::SectorRange;
 
+/// What an operation does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Reads.
+    Read,
+    /// Changes.
+    Change,
+    /// Copies: the content must stand still.
+    Copy,
+}
+
 /// What an operation wants of an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hold<I> {
@@ -20,13 +32,17 @@ pub struct Hold<I> {
     pub op: I,
     /// Which sectors.
     pub sectors: SectorRange,
-    /// To change them.
-    pub write: bool,
+    /// To do what.
+    pub access: Access,
 }
 
 impl<I> Hold<I> {
     fn conflicts(&self, other: &Hold<I>) -> bool {
-        (self.write || other.write) && self.sectors.overlaps(other.sectors)
+        let clash = match (self.access, other.access) {
+            (Access::Read, Access::Read | Access::Copy) | (Access::Copy, Access::Read) => false,
+            (Access::Change, _) | (_, Access::Change) | (Access::Copy, Access::Copy) => true,
+        };
+        clash && self.sectors.overlaps(other.sectors)
     }
 }
 
@@ -55,7 +71,7 @@ impl<I> Default for Locks<I> {
 impl<I: Copy + PartialEq> Locks<I> {
     /// True if the operation may start now; otherwise it is queued and comes out of a later [`Locks::release`].
     pub fn acquire(&mut self, object: ObjectId, hold: Hold<I>) -> bool {
-        if !hold.write {
+        if hold.access == Access::Read {
             let Some(queue) = self.queues.get_mut(&object) else { return true };
             if queue.running.iter().chain(&queue.blocked).any(|other| other.conflicts(&hold)) {
                 queue.blocked.push_back(hold);
@@ -84,7 +100,7 @@ impl<I: Copy + PartialEq> Locks<I> {
                 still.push_back(hold);
                 continue;
             }
-            if hold.write {
+            if hold.access != Access::Read {
                 queue.running.push(hold);
             }
             started.push(hold.op);
@@ -112,7 +128,8 @@ mod tests {
     }
 
     fn hold(op: u64, start: u32, count: u32, write: bool) -> Hold<u64> {
-        Hold { op, sectors: SectorRange::new(start, count), write }
+        let access = if write { Access::Change } else { Access::Read };
+        Hold { op, sectors: SectorRange::new(start, count), access }
     }
 
     #[test]
@@ -129,6 +146,18 @@ mod tests {
         locks.release(object(), 4);
         locks.release(object(), 5);
         assert!(locks.queues.is_empty());
+    }
+
+    #[test]
+    fn a_copy_keeps_changes_away_but_not_reads() {
+        let mut locks = Locks::default();
+        let copy = Hold { access: Access::Copy, ..hold(1, 0, 8, true) };
+        assert!(locks.acquire(object(), copy));
+        assert!(locks.acquire(object(), hold(2, 0, 4, false)));
+        assert!(!locks.acquire(object(), hold(3, 0, 4, true)));
+        assert!(!locks.acquire(object(), Hold { op: 4, ..copy }));
+        assert_eq!(locks.release(object(), 1)[..], [3]);
+        assert_eq!(locks.release(object(), 3)[..], [4]);
     }
 
     #[test]

@@ -250,6 +250,27 @@ impl ShardOp {
         }
     }
 
+    /// Gives the object another name: that of its shard at the member the op is for.
+    pub fn rename(&mut self, name: impl FnOnce(ObjectId) -> ObjectId) {
+        match self {
+            ShardOp::Read { object, .. }
+            | ShardOp::Fetch { object }
+            | ShardOp::Write { object, .. }
+            | ShardOp::Zero { object, .. }
+            | ShardOp::Delete { object, .. }
+            | ShardOp::Collect { object, .. }
+            | ShardOp::Restore { object, .. }
+            | ShardOp::FetchPart { object, .. }
+            | ShardOp::Patch { object, .. }
+            | ShardOp::Stage { object, .. }
+            | ShardOp::Commit { object, .. }
+            | ShardOp::Rollback { object, .. }
+            | ShardOp::Drop { object, .. }
+            | ShardOp::Repair { object, .. } => *object = name(*object),
+            ShardOp::Sync => {}
+        }
+    }
+
     /// Whether the op changes the store.
     pub fn is_mutation(&self) -> bool {
         !matches!(self, ShardOp::Read { .. } | ShardOp::Fetch { .. } | ShardOp::FetchPart { .. } | ShardOp::Sync)
@@ -404,6 +425,10 @@ pub trait ShardIndex {
     fn list(&self, pg: PgId, buckets: &Buckets) -> Vec<ObjectHead>;
     /// Tombstones of a PG of a declared pool, ascending.
     fn tombstones(&self, pg: PgId) -> Vec<ObjectHead>;
+    /// Heads of the objects of a PG of a declared pool whose newest change is staged, ascending.
+    fn staged(&self, pg: PgId) -> Vec<ObjectHead> {
+        self.list(pg, &Buckets::ALL).into_iter().filter(|head| head.staged_over.is_some()).collect()
+    }
     /// Space of the store.
     fn space(&self) -> Space;
 }

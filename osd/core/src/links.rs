@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use cluster_proto::ids::{ClientId, Incarnation, OsdId};
 use cluster_proto::limits::{HELLO_TIMEOUT_MS, PING_TIMEOUT_MS};
 use cluster_proto::link::{LinkId, Millis, Outgoing};
+use cluster_proto::map::Member;
+
+use crate::pg::Peer;
 
 /// Who made a connection to us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +24,8 @@ pub(crate) enum Caller {
 pub(crate) struct Incoming {
     pub caller: Caller,
     pub heard: Millis,
+    /// When we last said something to the other side that lets it count on us as a member of its PGs.
+    pub granted: Millis,
 }
 
 #[derive(Default)]
@@ -39,7 +44,7 @@ impl Links {
     pub fn accept(&mut self, now: Millis) -> LinkId {
         let link = self.fresh();
         let caller = Caller::Unknown { deadline: now + HELLO_TIMEOUT_MS };
-        self.incoming.insert(link, Incoming { caller, heard: now });
+        self.incoming.insert(link, Incoming { caller, heard: now, granted: now });
         link
     }
 
@@ -48,10 +53,23 @@ impl Links {
         self.outgoing.values_mut().find(|out| out.link() == Some(link))
     }
 
-    /// Our introduced connection to an OSD, if it is in this run.
-    pub fn ready(&self, osd: OsdId, incarnation: Incarnation) -> Option<LinkId> {
-        let (link, run) = self.outgoing.get(&osd)?.ready()?;
-        (run == incarnation).then_some(link)
+    /// What we say on this connection now lets the other side count on us.
+    pub fn grant(&mut self, link: LinkId, now: Millis) {
+        if let Some(incoming) = self.incoming.get_mut(&link) {
+            incoming.granted = now;
+        }
+    }
+
+    /// Our introduced connection to a peer of a PG.
+    pub fn ready_peer(&self, peer: &Peer) -> Option<LinkId> {
+        let (link, run) = self.outgoing.get(&peer.osd)?.ready()?;
+        peer.member.is_none_or(|member| member.incarnation == run).then_some(link)
+    }
+
+    /// Whether the OSD was reached, in another run.
+    pub fn runs_otherwise(&self, member: Member) -> bool {
+        let run = self.outgoing.get(&member.osd).and_then(|out| out.ready());
+        run.is_some_and(|(_, incarnation)| incarnation != member.incarnation)
     }
 
     /// Incoming connections that never introduced themselves or fell silent.

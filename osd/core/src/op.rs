@@ -1,20 +1,26 @@
 //! Operations in progress: a slab of slots with generation-tagged ids, so that a late answer to an operation that was
 //! given up finds nothing.
 
-use cluster_proto::crc::Crcs;
-use cluster_proto::ids::{ClientId, ObjectId, PgId, Version};
+use cluster_proto::ids::{ClientId, PgId, Version};
 use cluster_proto::layout::SectorRange;
 use cluster_proto::link::LinkId;
 use cluster_proto::status::Status;
 use cluster_proto::wire::Request;
-use smallvec::SmallVec;
+
+use crate::ec::EcOp;
+use crate::recovery::Recovery;
 
 /// Names an operation: generation and slot. Used as the tag of local store operations and the id of sub-requests.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub(crate) struct OpId(pub u64);
 
-/// Set of members of a PG, by position in the acting set.
-pub(crate) type MemberMask = u16;
+/// Set of the peers of a PG, by their number in it ([`crate::pg::Pg::peers`]).
+pub(crate) type PeerMask = u64;
+
+/// The numbers in a mask, ascending.
+pub(crate) fn bits(mask: PeerMask) -> impl Iterator<Item = usize> {
+    (0..PeerMask::BITS as usize).filter(move |bit| mask >> bit & 1 == 1)
+}
 
 /// What an operation has running in our own store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,17 +33,19 @@ pub(crate) enum Local {
 /// How far a client's request is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stage {
-    /// The PG does not serve at the moment.
+    /// The PG does not serve it at the moment.
     Waiting,
     /// An overlapping request is before it.
     Blocked,
-    /// Reading our own copy.
+    /// Its object is copied to members that lack it first.
+    Recovering,
+    /// Reading the copy of one member, or shards.
     Reading,
-    /// Our copy is damaged in `bad`: asking the member at this position for its copy.
-    Fetching { bad: SectorRange, member: usize },
-    /// Rewriting our damaged sectors.
+    /// The copy read is damaged in `bad`: asking this peer for its copy.
+    Fetching { bad: SectorRange, from: usize, peer: usize },
+    /// Rewriting the damaged sectors of peer `from`.
     Repairing { bad: SectorRange },
-    /// The change is on its way to all members.
+    /// The change is on its way to the members.
     Committing,
 }
 
@@ -51,47 +59,22 @@ pub(crate) struct ClientOp {
     pub exclusive: bool,
     pub version: Version,
     pub failed: Option<Status>,
-}
-
-/// An object that is brought to the newest version on all members.
-#[derive(Debug)]
-pub(crate) struct Restore {
-    pub object: ObjectId,
-    pub version: Version,
-    /// Members that hold this version and were not asked yet.
-    pub sources: MemberMask,
-    /// Members that do not.
-    pub laggards: MemberMask,
-    /// What each member holds, by position.
-    pub versions: SmallVec<[Version; 4]>,
-    /// The newest version cannot be read and was never acknowledged: an older one takes its place everywhere.
-    pub undoes: bool,
-    pub stage: RestoreStage,
-}
-
-/// How far a [`Restore`] is. Members are named by position.
-#[derive(Debug)]
-pub(crate) enum RestoreStage {
-    /// Asking member `from` for the object.
-    Fetching { from: usize },
-    /// Member `from` has damaged sectors: asking others for sectors with these checksums, in whatever version.
-    Salvaging { from: usize, bad: SectorRange, crcs: Crcs, asked: MemberMask },
-    /// Rewriting the damaged sectors of member `from`.
-    Repairing { from: usize, count: u32 },
-    /// Writing the object to the members that lag behind.
-    Copying,
+    /// Its pool is erasure-coded.
+    pub coded: bool,
+    /// What reads and writes of an erasure-coded object have gathered.
+    pub ec: Option<Box<EcOp>>,
 }
 
 #[derive(Debug)]
 pub(crate) enum Kind {
     /// A client's request.
     Client(ClientOp),
-    /// A primary's operation on our copy.
+    /// A primary's operation on our shard.
     Secondary { link: LinkId, id: u64 },
-    /// Recovery of an object during peering.
-    Restore(Restore),
-    /// Forgetting a tombstone that all members have.
-    Collect,
+    /// Brings an object to the members that lack it.
+    Recovery(Box<Recovery>),
+    /// Something of the cluster's own whose outcome does not matter.
+    Background,
     /// Given up; only waits for what our store still does.
     Orphan,
 }
@@ -101,8 +84,8 @@ pub(crate) struct Op {
     pub pg: PgId,
     pub kind: Kind,
     pub local: Local,
-    /// Members whose answer is awaited, ourselves excluded.
-    pub remotes: MemberMask,
+    /// Peers whose answer is awaited, ourselves excluded.
+    pub remotes: PeerMask,
 }
 
 impl Op {

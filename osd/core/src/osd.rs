@@ -1,11 +1,11 @@
 //! The OSD core: its inputs and outputs, its tables, and the dispatch of what comes in.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use cluster_proto::ids::{ClientId, Incarnation, OsdId, PgId};
 use cluster_proto::link::{Identity, LinkAction, LinkId, Millis};
-use cluster_proto::map::{ClusterMap, MapChange, Member, OsdStats, SchemaError};
+use cluster_proto::map::{Activation, ClusterMap, MapChange, Member, OsdStats, SchemaError};
 use cluster_proto::shard::{ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::wire::{Hello, Message, PROTOCOL, Refusal, Role, SubReply};
 use cluster_proto::{Epoch, Uuid};
@@ -15,6 +15,9 @@ use crate::links::{Caller, Links};
 use crate::op::{Kind, Local, Op, OpId, Ops};
 use crate::pg::{Pg, PgSummary};
 use crate::request::HeldBytes;
+use crate::ec::Codes;
+use crate::purge::Purge;
+use crate::recovery::RecoveryPace;
 use crate::secondary::HeldQuery;
 
 /// How often [`Osd::handle_timeout`] wants to be called. Milliseconds.
@@ -29,6 +32,8 @@ pub struct OsdOptions {
     pub cluster: Uuid,
     /// This run: random.
     pub incarnation: Incarnation,
+    /// When it began.
+    pub started: Millis,
 }
 
 /// What the core asks of its driver. To be carried out in order.
@@ -57,16 +62,16 @@ pub enum Output {
         /// The operation.
         op: ShardOp,
     },
-    /// Make the activation record {epoch, acting} of the PG durable in the state store, provided that the PG's map
-    /// there still has this epoch; then call [`Osd::handle_activated`].
+    /// Make the activation record of the PG durable in the state store, provided that the PG's map there still has its
+    /// epoch; then call [`Osd::handle_activated`].
     Activate {
         /// The PG.
         pg: PgId,
-        /// The interval.
-        epoch: Epoch,
-        /// Its members.
-        acting: Vec<Member>,
+        /// The record.
+        record: Activation,
     },
+    /// Report in the state store that these OSDs cannot be reached (empty: that all can). Replaces the report before.
+    Suspect(Vec<Member>),
     /// Something an operator should see.
     Notice(String),
 }
@@ -92,6 +97,12 @@ pub struct Osd {
     pub(crate) early_queries: BTreeMap<PgId, HeldQuery>,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) stats: OsdStats,
+    /// When we last asked for our registration and found it.
+    pub(crate) registered: Millis,
+    pub(crate) recovery: RecoveryPace,
+    pub(crate) code: Codes,
+    pub(crate) purge: Purge,
+    suspects: BTreeSet<Member>,
     tick: Millis,
 }
 
@@ -111,6 +122,11 @@ impl Osd {
             early_queries: BTreeMap::new(),
             outputs: VecDeque::new(),
             stats: OsdStats { incarnation: options.incarnation, ..OsdStats::default() },
+            registered: 0,
+            recovery: RecoveryPace::default(),
+            code: Codes::default(),
+            purge: Purge::default(),
+            suspects: BTreeSet::new(),
             tick: 0,
         }
     }
@@ -129,7 +145,7 @@ impl Osd {
         value: Option<&[u8]>,
     ) -> Result<(), SchemaError> {
         match self.map.apply(key, value)? {
-            MapChange::None | MapChange::Cluster | MapChange::OsdConfig(_) => {}
+            MapChange::None | MapChange::Cluster | MapChange::OsdConfig(_) | MapChange::Suspicion(_) => {}
             MapChange::Pool(pool) => {
                 if let Some(config) = self.map.pools.get(&pool) {
                     shard.set_pool(pool, config.pg_count);
@@ -145,7 +161,10 @@ impl Osd {
                 }
                 self.poll_links(now, shard);
             }
-            MapChange::Pg(pg) => self.pg_update(now, shard, pg),
+            MapChange::Pg(pg) => {
+                self.pg_update(now, shard, pg);
+                self.note_leftovers(shard, pg);
+            }
         }
         self.start_ready(shard);
         Ok(())
@@ -168,14 +187,18 @@ impl Osd {
 
     /// A connection ended or could not be opened. Also for those that broke the protocol, which the driver closes.
     pub fn handle_closed(&mut self, now: Millis, shard: &mut dyn ShardIndex, link: LinkId) {
-        if self.links.incoming.remove(&link).is_some() {
+        if let Some(incoming) = self.links.incoming.remove(&link) {
+            self.leader_lost(link, incoming.granted);
             self.drop_unstarted(link);
             return;
         }
         if let Some(out) = self.links.outgoing_by_link(link) {
-            let osd = out.target();
+            let (osd, was_ready) = (out.target(), out.ready().is_some());
             out.handle_closed(now);
-            self.peer_lost(shard, osd);
+            if was_ready {
+                self.peer_lost(now, shard, osd);
+            }
+            self.report_suspects();
             self.start_ready(shard);
         }
     }
@@ -185,7 +208,7 @@ impl Osd {
         if let Some(incoming) = self.links.incoming.get_mut(&link) {
             incoming.heard = now;
             let caller = incoming.caller;
-            if !self.handle_from_caller(shard, link, caller, message) {
+            if !self.handle_from_caller(now, shard, link, caller, message) {
                 self.refuse(link, Refusal::NotHello);
             }
         } else {
@@ -203,29 +226,46 @@ impl Osd {
         };
         let pg = op.pg;
         let was_mutation = std::mem::replace(&mut op.local, Local::None) == Local::Mutation;
-        self.handle_outcome(now, shard, id, outcome);
+        let own = self.pgs.get(&pg).map_or(0, Pg::own);
+        self.handle_outcome(now, shard, id, own, outcome);
         if was_mutation {
-            self.local_mutation_ended(shard, pg);
+            self.local_mutation_ended(now, shard, pg);
         }
         self.start_ready(shard);
     }
 
     /// The activation record is durable (`ok`), or the state store refused it because the PG has a newer epoch.
-    pub fn handle_activated(&mut self, shard: &mut dyn ShardIndex, pg: PgId, epoch: Epoch, ok: bool) {
-        self.pg_activated(shard, pg, epoch, ok);
+    pub fn handle_activated(&mut self, now: Millis, shard: &mut dyn ShardIndex, pg: PgId, epoch: Epoch, ok: bool) {
+        self.pg_activated(now, shard, pg, epoch, ok);
         self.start_ready(shard);
+    }
+
+    /// Our registration was found in the state store, by a question that was asked at `asked`.
+    pub fn handle_registered(&mut self, asked: Millis) {
+        self.registered = self.registered.max(asked);
+    }
+
+    /// Our registration was withdrawn, whether or not it is renewed: others may have taken our place.
+    pub fn handle_unregistered(&mut self) {
+        self.registered = 0;
+        self.pgs.values_mut().for_each(|pg| pg.unregistered = true);
     }
 
     /// The time [`Osd::poll_timeout`] named has come.
     pub fn handle_timeout(&mut self, now: Millis, shard: &mut dyn ShardIndex) {
         self.tick = now + TICK_MS;
         for link in self.links.expired(now) {
-            self.links.incoming.remove(&link);
+            if let Some(incoming) = self.links.incoming.remove(&link) {
+                self.leader_lost(link, incoming.granted);
+            }
             self.drop_unstarted(link);
             self.outputs.push_back(Output::Close(link));
         }
         self.poll_links(now, shard);
-        self.retry_stalled(now, shard);
+        self.recovery.tick(self.held.len());
+        self.poll_pgs(now, shard);
+        self.poll_purge(shard);
+        self.report_suspects();
         self.start_ready(shard);
         debug_assert!(self.check_invariants());
     }
@@ -250,6 +290,7 @@ impl Osd {
         for pg in self.pgs.values().filter(|pg| pg.is_primary()) {
             if pg.is_active() {
                 stats.pgs_active += 1;
+                stats.objects_degraded += pg.missing.len() as u64;
             } else {
                 stats.pgs_inactive += 1;
             }
@@ -259,7 +300,7 @@ impl Osd {
 
     /// States of the PGs this OSD is a member of.
     pub fn pg_summaries(&self) -> Vec<PgSummary> {
-        self.pgs.values().map(Pg::summary).collect()
+        self.pgs.values().map(|pg| pg.summary(self.options.id)).collect()
     }
 
     /// Client requests held at the moment.
@@ -288,6 +329,7 @@ impl Osd {
     /// From a connection that someone made to us. False: not what this caller may say.
     fn handle_from_caller(
         &mut self,
+        now: Millis,
         shard: &mut dyn ShardIndex,
         link: LinkId,
         caller: Caller,
@@ -295,13 +337,16 @@ impl Osd {
     ) -> bool {
         match (caller, message) {
             (Caller::Unknown { .. }, Message::Hello(hello)) => self.introduce(link, &hello),
-            (Caller::Client(_) | Caller::Osd(..), Message::Ping) => self.send(link, Message::Pong),
+            (Caller::Client(_) | Caller::Osd(..), Message::Ping) => {
+                self.links.grant(link, now);
+                self.send(link, Message::Pong);
+            }
             (Caller::Client(client), Message::Request(request)) => {
                 self.handle_request(shard, link, client, request);
             }
             (Caller::Osd(..), Message::SubRequest(request)) => self.handle_sub_request(shard, link, request),
             (Caller::Osd(osd, incarnation), Message::PeerQuery(query)) => {
-                self.handle_query(shard, link, Member { osd, incarnation }, query);
+                self.handle_query(now, shard, link, Member { osd, incarnation }, query);
             }
             (Caller::Osd(..), Message::PeerList(list)) => self.handle_list(shard, link, &list),
             _ => return false,
@@ -319,11 +364,19 @@ impl Osd {
             Message::Welcome(welcome) if out.ready().is_none() => {
                 let ok = out.handle_welcome(now, &identity, &welcome);
                 if ok {
-                    self.peer_ready(osd);
+                    self.peer_ready(now, shard, osd);
+                    self.report_suspects();
                 }
                 ok
             }
-            Message::Pong => true,
+            Message::Pong => {
+                out.handle_pong();
+                true
+            }
+            Message::Deposed(deposed) => {
+                self.handle_deposed(now, shard, &deposed);
+                true
+            }
             Message::SubReply(SubReply { id, outcome, free_bytes }) => {
                 self.free_bytes.insert(osd, free_bytes);
                 self.handle_sub_reply(now, shard, osd, OpId(id), outcome);
@@ -331,7 +384,7 @@ impl Osd {
             }
             Message::PeerInfo(info) => {
                 self.free_bytes.insert(osd, info.free_bytes);
-                self.handle_peer_info(shard, osd, info);
+                self.handle_peer_info(now, shard, osd, info);
                 true
             }
             Message::PeerObjects(objects) => {
@@ -399,7 +452,7 @@ impl Osd {
                     Some(LinkAction::Ping(link)) => self.send(link, Message::Ping),
                     Some(LinkAction::Close(link)) => {
                         self.outputs.push_back(Output::Close(link));
-                        self.peer_lost(shard, osd);
+                        self.peer_lost(now, shard, osd);
                     }
                 }
             }
@@ -416,22 +469,29 @@ impl Osd {
         outcome: ShardOutcome,
     ) {
         let Some(op) = self.ops.get_mut(id) else { return };
-        let Some(member) = self.pgs.get(&op.pg).and_then(|pg| pg.position(osd)) else { return };
-        if op.remotes & 1 << member == 0 {
+        let Some(peer) = self.pgs.get(&op.pg).and_then(|pg| pg.peer_of(osd)) else { return };
+        if op.remotes & 1 << peer == 0 {
             return;
         }
-        op.remotes &= !(1 << member);
-        self.handle_outcome(now, shard, id, outcome);
+        op.remotes &= !(1 << peer);
+        self.handle_outcome(now, shard, id, peer, outcome);
     }
 
-    /// An operation's step ended, in our store or at a member.
-    fn handle_outcome(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: OpId, outcome: ShardOutcome) {
+    /// An operation's step ended at a peer of its PG, perhaps ourselves.
+    fn handle_outcome(
+        &mut self,
+        now: Millis,
+        shard: &mut dyn ShardIndex,
+        id: OpId,
+        from: usize,
+        outcome: ShardOutcome,
+    ) {
         let Some(op) = self.ops.get_mut(id) else { return };
         match &op.kind {
-            Kind::Client(_) => self.client_step(now, shard, id, outcome),
+            Kind::Client(_) => self.client_step(now, shard, id, from, outcome),
             Kind::Secondary { .. } => self.secondary_finish(shard, id, outcome),
-            Kind::Restore(_) => self.restore_step(now, shard, id, outcome),
-            Kind::Collect | Kind::Orphan => {
+            Kind::Recovery(_) => self.recovery_step(now, shard, id, from, outcome),
+            Kind::Background | Kind::Orphan => {
                 if op.is_settled() {
                     self.ops.remove(id);
                 }
@@ -439,24 +499,49 @@ impl Osd {
         }
     }
 
-    /// Hands an operation to the member at a position of the acting set: our own store, or over the network.
-    pub(crate) fn send_to_member(&mut self, id: OpId, member: usize, shard_op: ShardOp) {
+    /// Hands an operation to a peer of the PG: our own store, or over the network.
+    pub(crate) fn send_to_peer(&mut self, shard: &dyn ShardIndex, id: OpId, peer: usize, shard_op: ShardOp) {
         let Some(op) = self.ops.get_mut(id) else { return };
         let Some(pg) = self.pgs.get_mut(&op.pg) else { return };
-        if pg.is_self(member) {
+        if peer == pg.own() {
             let mutation = shard_op.is_mutation();
             op.local = if mutation { Local::Mutation } else { Local::Read };
             pg.local_mutations += u32::from(mutation);
+            let degraded = pg.is_degraded();
+            pg.dirty.follow(&shard_op, degraded, |object| shard.head(object).map(|h| h.version).unwrap_or_default());
             self.outputs.push_back(Output::Local { tag: id.0, op: shard_op });
             return;
         }
-        op.remotes |= 1 << member;
+        op.remotes |= 1 << peer;
         let request = pg.sub_request(id.0, shard_op);
-        let to = pg.member(member);
+        let to = pg.peers()[peer];
         // Without a connection the PG is about to leave this round, which gives the operation up.
-        if let Some(link) = self.links.ready(to.osd, to.incarnation) {
+        if let Some(link) = self.links.ready_peer(&to) {
             self.send(link, Message::SubRequest(request));
         }
+    }
+
+    /// Reports OSDs that should work with us and cannot be reached, whenever that changes.
+    fn report_suspects(&mut self) {
+        let suspects = self.unreachable();
+        if suspects != self.suspects {
+            self.outputs.push_back(Output::Suspect(suspects.iter().copied().collect()));
+            self.suspects = suspects;
+        }
+    }
+
+    /// Whether a run of an OSD has ended for sure.
+    pub(crate) fn is_over(&self, pg: PgId, run: Member) -> bool {
+        let dead = self.map.pgs.get(&pg).is_some_and(|map| map.dead.contains(&run));
+        let was_us = run.osd == self.options.id && run.incarnation != self.options.incarnation;
+        dead || was_us
+    }
+
+    /// Milliseconds for which a primary of a PG other than `asking` may yet count on us.
+    pub(crate) fn lease_left(&self, now: Millis, id: PgId, asking: Member) -> u64 {
+        let Some(pg) = self.pgs.get(&id) else { return 0 };
+        let last = self.map.activations.get(&id).map_or(&[][..], |last| &last.acting);
+        pg.lease_left(now, asking, last, self.options.started, |run| self.is_over(id, run))
     }
 
     pub(crate) fn new_op(&mut self, pg: PgId, kind: Kind) -> OpId {

@@ -1,9 +1,12 @@
-//! A read at the primary, and the repair of what turns out to be damaged.
+//! A read at the primary, compare-and-write, sync, and the repair of what turns out to be damaged.
 //!
 //! Previous hop: `cluster/client/src/read.rs`, through `request.rs`. Next hop: `osd/blockstore/src/read.rs` of our own
-//! store. A copy that fails its checksum is never handed out: the sectors are fetched from another member at the same
-//! version, written back here, and read again. The repair holds the whole object, so that versions stand still.
+//! store, or of a member that has the object if ours lags behind; `ec/read.rs` for erasure-coded objects. A copy that fails its checksum is
+//! never handed out: the sectors are fetched from another member at the same version, written back, and read
+//! again. The repair holds the whole object, so that versions stand still.
 
+use buffer::Buffer;
+use cluster_proto::crc::Crcs;
 use cluster_proto::layout::SectorRange;
 use cluster_proto::link::Millis;
 use cluster_proto::shard::{ShardIndex, ShardOp, ShardOutcome};
@@ -15,32 +18,71 @@ use crate::op::{Kind, OpId, Stage};
 use crate::osd::Osd;
 
 impl Osd {
-    pub(crate) fn read_start(&mut self, id: OpId) {
-        let Some(op) = self.ops.client_mut(id) else { return };
-        let RequestOp::Read(sectors) = op.request.op else { return };
-        op.stage = Stage::Reading;
-        let read = ShardOp::Read { object: op.request.object, sectors };
-        self.send_to_self(id, read);
-    }
-
-    pub(crate) fn send_to_self(&mut self, id: OpId, op: ShardOp) {
-        let own = self.ops.get_mut(id).and_then(|op| self.pgs.get(&op.pg)).map(|pg| pg.own_position());
-        if let Some(own) = own {
-            self.send_to_member(id, own, op);
+    pub(crate) fn read_start(&mut self, shard: &dyn ShardIndex, id: OpId) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Some(pg) = self.pgs.get(&op.pg) else { return };
+        let Kind::Client(client_op) = &mut op.kind else { return };
+        let Some(sectors) = client_op.request.op.sectors() else { return };
+        let object = client_op.request.object;
+        client_op.stage = Stage::Reading;
+        if pg.is_coded() {
+            return self.ec_read_start(shard, id);
         }
+        // If nobody has the object it does not exist, which our store says as well as any.
+        let from = pg.sources(&object).next().unwrap_or(pg.own());
+        self.send_to_peer(shard, id, from, ShardOp::Read { object, sectors });
     }
 
-    pub(crate) fn read_finish(&mut self, shard: &mut dyn ShardIndex, id: OpId, outcome: ShardOutcome) {
+    pub(crate) fn read_finish(
+        &mut self,
+        now: Millis,
+        shard: &mut dyn ShardIndex,
+        id: OpId,
+        from: usize,
+        outcome: ShardOutcome,
+    ) {
         match outcome {
-            ShardOutcome::Read { version, data, crcs } => {
-                self.finish(id, Status::Ok, version, ReplyBody::Data { data, crcs });
-            }
-            other => self.read_failed(shard, id, other),
+            ShardOutcome::Read { version, data, crcs } => self.read_answer(now, shard, id, version, data, crcs),
+            other => self.read_failed(shard, id, from, other),
         }
     }
 
-    /// Our copy could not be read.
-    pub(crate) fn read_failed(&mut self, shard: &mut dyn ShardIndex, id: OpId, outcome: ShardOutcome) {
+    /// Answers a read, or goes on with a compare-and-write, if nobody can have taken our place.
+    pub(crate) fn read_answer(
+        &mut self,
+        now: Millis,
+        shard: &mut dyn ShardIndex,
+        id: OpId,
+        version: Version,
+        data: Buffer,
+        crcs: Crcs,
+    ) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let pg_id = op.pg;
+        let Some(pg) = self.pgs.get(&pg_id) else { return };
+        if !pg.has_lease(now, &self.links, self.registered) {
+            return self.lease_lost(now, shard, pg_id);
+        }
+        let Some(op) = self.ops.client_mut(id) else { return };
+        match &op.request.op {
+            RequestOp::CompareAndWrite { sectors, data: both, .. } if data[..] == both[..sectors.bytes()] => {
+                op.ec = None;
+                self.write_start(shard, id);
+            }
+            RequestOp::CompareAndWrite { .. } => self.finish(id, Status::Mismatch, version, ReplyBody::Empty),
+            _ => self.finish(id, Status::Ok, version, ReplyBody::Data { data, crcs }),
+        }
+    }
+
+    /// We were silent for too long, or our members were: they are asked again before anything is served.
+    fn lease_lost(&mut self, now: Millis, shard: &mut dyn ShardIndex, pg: PgId) {
+        self.notice(format!("pg {pg}: the read lease ran out, members are asked again"));
+        self.pg_stall(now, pg);
+        self.begin_round(now, shard, pg);
+    }
+
+    /// A copy could not be read.
+    fn read_failed(&mut self, shard: &mut dyn ShardIndex, id: OpId, from: usize, outcome: ShardOutcome) {
         let ShardOutcome::Corrupt { sectors, .. } = outcome else {
             let status = if let ShardOutcome::Failed(status) = outcome { status } else { Status::Io };
             return self.finish(id, status, Version::NONE, ReplyBody::Empty);
@@ -50,59 +92,57 @@ impl Osd {
             return self.lock_whole(shard, id);
         }
         match sectors.first() {
-            Some(&bad) => self.fetch_from(id, bad, 0),
+            Some(&bad) => self.fetch_from(shard, id, bad, from, 0),
             None => self.finish(id, Status::Io, Version::NONE, ReplyBody::Empty),
         }
     }
 
     /// Gives up what the request holds and queues it for the whole object. It begins again when it has it.
-    fn lock_whole(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+    pub(crate) fn lock_whole(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
         let Some(op) = self.ops.get_mut(id) else { return };
         let pg = op.pg;
         let Kind::Client(client_op) = &mut op.kind else { return };
         let object = client_op.request.object;
         client_op.exclusive = true;
         client_op.stage = Stage::Blocked;
+        client_op.ec = None;
         let Some(state) = self.pgs.get_mut(&pg) else { return };
         self.ready.extend(state.locks.release(object, id));
         self.enqueue(shard, id);
     }
 
-    /// Asks the members from position `member` on for the sectors that are damaged here.
-    fn fetch_from(&mut self, id: OpId, bad: SectorRange, mut member: usize) {
+    /// Asks the members from number `peer` on for the sectors that are damaged at `from`.
+    fn fetch_from(&mut self, shard: &dyn ShardIndex, id: OpId, bad: SectorRange, from: usize, peer: usize) {
         let Some(op) = self.ops.get_mut(id) else { return };
         let Some(pg) = self.pgs.get(&op.pg) else { return };
-        if pg.is_self(member) {
-            member += 1;
-        }
-        let width = pg.width();
         let Kind::Client(client_op) = &mut op.kind else { return };
         let object = client_op.request.object;
-        if member >= width {
+        let holders = pg.holders(&object);
+        let Some(peer) = crate::op::bits(holders).find(|&p| p >= peer && p != from) else {
             self.notice(format!("object {object}: sectors {bad:?} are damaged in every copy"));
             return self.finish(id, Status::Corrupt, Version::NONE, ReplyBody::Empty);
-        }
-        client_op.stage = Stage::Fetching { bad, member };
-        self.send_to_member(id, member, ShardOp::Read { object, sectors: bad });
+        };
+        client_op.stage = Stage::Fetching { bad, from, peer };
+        self.send_to_peer(shard, id, peer, ShardOp::Read { object, sectors: bad });
     }
 
     /// A member's copy of the damaged sectors arrived, or it has none.
     pub(crate) fn repair_fetched(&mut self, shard: &dyn ShardIndex, id: OpId, outcome: ShardOutcome) {
         let Some(op) = self.ops.client_mut(id) else { return };
-        let Stage::Fetching { bad, member } = op.stage else { return };
+        let Stage::Fetching { bad, from, peer } = op.stage else { return };
         let object = op.request.object;
-        let own = shard.head(&object).map_or(Version::NONE, |head| head.version);
         match outcome {
-            ShardOutcome::Read { version, data, crcs } if version == own => {
+            // All holders are at one version while the object is held.
+            ShardOutcome::Read { version, data, crcs } => {
                 op.stage = Stage::Repairing { bad };
                 let repair = ShardOp::Repair { object, version, sectors: bad, data, crcs };
-                self.send_to_self(id, repair);
+                self.send_to_peer(shard, id, from, repair);
             }
-            _ => self.fetch_from(id, bad, member + 1),
+            _ => self.fetch_from(shard, id, bad, from, peer + 1),
         }
     }
 
-    /// Our damaged sectors are rewritten: read again.
+    /// The damaged sectors are rewritten: read again.
     pub(crate) fn repair_finish(
         &mut self,
         shard: &mut dyn ShardIndex,
@@ -118,6 +158,16 @@ impl Osd {
         self.stats.repaired_sectors += u64::from(bad.count);
         self.notice(format!("object {object}: repaired {} damaged sectors from another copy", bad.count));
         self.start(shard, id);
+    }
+
+    /// Every change answered before becomes durable past the members' volatile caches. With stores that answer only what is durable
+    /// there is nothing to wait for but their word.
+    pub(crate) fn sync_start(&mut self, shard: &dyn ShardIndex, id: OpId) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Some(members) = self.pgs.get(&op.pg).map(|pg| pg.acting()) else { return };
+        let Kind::Client(client_op) = &mut op.kind else { return };
+        client_op.stage = Stage::Committing;
+        self.send_to(shard, id, members, ShardOp::Sync);
     }
 
     /// Fails a PG whose members may differ: everything begun waits for a new round.

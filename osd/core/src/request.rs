@@ -11,8 +11,8 @@ use cluster_proto::ids::ClientId;
 use cluster_proto::layout::SectorRange;
 use cluster_proto::limits::{CLIENT_WINDOW, OSD_REQUEST_BYTES_MAX, OSD_REQUESTS_MAX};
 use cluster_proto::link::{LinkId, Millis};
-use cluster_proto::locks::Hold;
-use cluster_proto::shard::{RequestState, ShardIndex, ShardOutcome};
+use cluster_proto::locks::{Access, Hold};
+use cluster_proto::shard::{Allocation, RequestState, ShardIndex, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{Message, Reply, ReplyBody, Request, RequestOp};
 use cluster_proto::{PgId, Version};
@@ -88,6 +88,8 @@ impl Osd {
             exclusive: false,
             version: Version::NONE,
             failed: None,
+            ec: None,
+            coded: self.pgs.get(&pg).is_some_and(|pg| pg.is_coded()),
         };
         let id = self.new_op(pg, Kind::Client(op));
         self.held.insert(key, id);
@@ -106,7 +108,7 @@ impl Osd {
             return Err(Status::Invalid);
         }
         let whole = matches!(request.op, RequestOp::Delete);
-        if !whole && request.op.sectors().is_some_and(|sectors| !sectors.is_valid(pool.block_size)) {
+        if !whole && request.op.sectors().is_some_and(|sectors| !sectors.is_valid(pool.object_size())) {
             return Err(Status::Invalid);
         }
         if request.floor > request.seq || request.seq - request.floor > CLIENT_WINDOW {
@@ -125,7 +127,8 @@ impl Osd {
         let pg_id = op.pg;
         let Kind::Client(client_op) = &mut op.kind else { return };
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
-        if !pg.is_active() {
+        let serves = if client_op.request.op.is_mutation() { pg.is_writable() } else { pg.is_active() };
+        if !serves {
             client_op.stage = Stage::Waiting;
             pg.waiting.push_back(id);
             return;
@@ -141,6 +144,9 @@ impl Osd {
 
     /// The PG is active and no overlapping request is before this one.
     pub(crate) fn start(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        if self.waits_for_recovery(id) {
+            return;
+        }
         let Some(op) = self.ops.client_mut(id) else { return };
         if op.request.op.is_mutation() && !op.exclusive {
             match shard.request(op.client, op.request.seq) {
@@ -155,30 +161,80 @@ impl Osd {
             }
         }
         match op.request.op {
-            RequestOp::Read(_) => self.read_start(id),
-            RequestOp::Allocation(sectors) => {
-                let runs = shard.allocation(&op.request.object, sectors);
-                let version = shard.head(&op.request.object).map_or(Version::NONE, |head| head.version);
-                self.finish(id, Status::Ok, version, ReplyBody::Allocation(runs));
-            }
-            RequestOp::CompareAndWrite { .. } => self.compare_start(id),
+            RequestOp::Read(_) | RequestOp::CompareAndWrite { .. } => self.read_start(shard, id),
+            RequestOp::Allocation(sectors) => self.allocation(shard, id, sectors),
             RequestOp::Write { .. } | RequestOp::Zero(_) | RequestOp::Delete => self.write_start(shard, id),
-            RequestOp::Sync => self.sync_start(id),
+            RequestOp::Sync => self.sync_start(shard, id),
         }
     }
 
+    /// Which sectors hold data, as far as we can tell at once.
+    fn allocation(&mut self, shard: &dyn ShardIndex, id: OpId, sectors: SectorRange) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Some(pg) = self.pgs.get(&op.pg) else { return };
+        let Kind::Client(client_op) = &op.kind else { return };
+        let object = pg.name_at(client_op.request.object, pg.own());
+        let head = shard.head(&object).filter(|_| !pg.missing.contains_key(&object.whole()));
+        let exact = head.is_some() && !pg.is_coded();
+        let exists = pg.missing.get(&object.whole()).map_or(head, |_| None).is_some_and(|head| !head.deleted);
+        let runs = if exact {
+            shard.allocation(&object, sectors)
+        } else {
+            let data = exists || pg.missing.contains_key(&object.whole());
+            vec![Allocation { count: sectors.count, data }]
+        };
+        self.finish(id, Status::Ok, head.map_or(Version::NONE, |head| head.version), ReplyBody::Allocation(runs));
+    }
+
+    /// Lets a change wait whose object must be copied to members first. It gives up what it holds meanwhile.
+    fn waits_for_recovery(&mut self, id: OpId) -> bool {
+        let Some(op) = self.ops.get_mut(id) else { return false };
+        let pg_id = op.pg;
+        let object = match &op.kind {
+            Kind::Client(client_op) if client_op.request.op.sectors().is_some() => client_op.request.object,
+            _ => return false,
+        };
+        if self.pgs.get(&pg_id).is_none_or(|pg| !pg.missing.contains_key(&object)) {
+            return false;
+        }
+        let past = self.past_intervals(pg_id);
+        let (Some(pg), Some(op)) = (self.pgs.get_mut(&pg_id), self.ops.get_mut(id)) else { return false };
+        let Kind::Client(client_op) = &mut op.kind else { return false };
+        let changes = client_op.request.op.is_mutation() && pg.needs_recovery(&object);
+        let hidden = !pg.is_writable() || !pg.is_safe_to_show(&object, &past);
+        if !(changes || hidden || client_op.exclusive) {
+            return false;
+        }
+        if hold_of(client_op, id).is_some() {
+            self.ready.extend(pg.locks.release(object, id));
+        }
+        (client_op.stage, client_op.exclusive, client_op.ec) = (Stage::Recovering, false, None);
+        if let Some(missing) = pg.missing.get_mut(&object) {
+            missing.waiting.push(id);
+        }
+        self.recover_now(pg_id, object);
+        true
+    }
+
     /// A step of a client's request ended, here or at a member.
-    pub(crate) fn client_step(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: OpId, outcome: ShardOutcome) {
+    pub(crate) fn client_step(
+        &mut self,
+        now: Millis,
+        shard: &mut dyn ShardIndex,
+        id: OpId,
+        from: usize,
+        outcome: ShardOutcome,
+    ) {
         let Some(op) = self.ops.client_mut(id) else { return };
         match op.stage {
-            Stage::Reading => match op.request.op {
-                RequestOp::CompareAndWrite { .. } => self.compare_read(shard, id, outcome),
-                _ => self.read_finish(shard, id, outcome),
-            },
+            Stage::Reading if op.ec.is_some() => self.ec_read_step(now, shard, id, from, outcome),
+            Stage::Reading => self.read_finish(now, shard, id, from, outcome),
             Stage::Fetching { .. } => self.repair_fetched(shard, id, outcome),
             Stage::Repairing { bad } => self.repair_finish(shard, id, bad, outcome),
             Stage::Committing => self.write_step(now, shard, id, outcome),
-            Stage::Waiting | Stage::Blocked => debug_assert!(false, "nothing was asked for this request yet"),
+            Stage::Waiting | Stage::Blocked | Stage::Recovering => {
+                debug_assert!(false, "nothing was asked for this request yet");
+            }
         }
     }
 
@@ -202,7 +258,10 @@ impl Osd {
     /// once would otherwise become a deep recursion.
     pub(crate) fn start_ready(&mut self, shard: &mut dyn ShardIndex) {
         while let Some(id) = self.ready.pop_front() {
-            self.start(shard, id);
+            match self.ops.get_mut(id).map(|op| &op.kind) {
+                Some(Kind::Recovery(_)) => self.recovery_start(shard, id),
+                _ => self.start(shard, id),
+            }
         }
     }
 
@@ -262,7 +321,7 @@ impl Osd {
         for (id, op) in self.ops.ids().filter(|(_, op)| op.pg == pg) {
             match &op.kind {
                 Kind::Client(c) => begun.push((c.request.seq, c.client, id)),
-                Kind::Restore(_) | Kind::Collect => others.push(id),
+                Kind::Recovery(_) | Kind::Background => others.push(id),
                 Kind::Secondary { .. } | Kind::Orphan => {}
             }
         }
@@ -270,6 +329,7 @@ impl Osd {
         self.ready.retain(|id| ops.get_mut(*id).is_some_and(|op| op.pg != pg));
         begun.sort_unstable();
         for id in others {
+            self.recovery_dropped(id);
             self.orphan(id);
         }
         let mut waiting = Vec::with_capacity(begun.len());
@@ -286,6 +346,11 @@ impl Osd {
         if let Some(state) = self.pgs.get_mut(&pg) {
             state.locks.clear();
             state.waiting = waiting.into();
+            state.recoveries = 0;
+            for missing in state.missing.values_mut() {
+                missing.waiting.clear();
+                missing.running = None;
+            }
         }
     }
 
@@ -293,7 +358,7 @@ impl Osd {
     fn restart(&mut self, pg: PgId, id: OpId) -> OpId {
         if self.ops.get_mut(id).is_some_and(|op| op.is_settled()) {
             if let Some(op) = self.ops.client_mut(id) {
-                (op.stage, op.exclusive, op.failed) = (Stage::Waiting, false, None);
+                (op.stage, op.exclusive, op.failed, op.ec) = (Stage::Waiting, false, None, None);
             }
             return id;
         }
@@ -309,6 +374,7 @@ impl Osd {
             self.ops.remove(id);
         }
         (client_op.stage, client_op.exclusive, client_op.failed) = (Stage::Waiting, false, None);
+        client_op.ec = None;
         let key = (client_op.client, client_op.request.seq);
         let fresh = self.new_op(pg, Kind::Client(client_op));
         self.held.insert(key, fresh);
@@ -326,9 +392,12 @@ impl Osd {
     }
 }
 
-/// What a request locks: reads only wait, changes hold their sectors, a repair holds the object.
+/// What a request locks: reads only wait, changes hold their sectors, a repair holds the object. In an erasure-coded object
+/// neighbouring sectors share parity, so a change holds the object.
 pub(crate) fn hold_of(op: &ClientOp, id: OpId) -> Option<Hold<OpId>> {
     let all = SectorRange::new(0, cluster_proto::limits::SECTORS_PER_OBJECT_MAX);
-    let sectors = if op.exclusive { all } else { op.request.op.sectors()? };
-    Some(Hold { op: id, sectors, write: op.exclusive || op.request.op.is_mutation() })
+    let changes = op.exclusive || op.request.op.is_mutation();
+    let sectors = op.request.op.sectors()?;
+    let sectors = if op.exclusive || (changes && op.coded) { all } else { sectors };
+    Some(Hold { op: id, sectors, access: if changes { Access::Change } else { Access::Read } })
 }

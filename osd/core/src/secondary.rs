@@ -1,21 +1,22 @@
-//! What a member does for the primary of a PG: digests and lists while peering, shard operations while active.
+//! What an OSD does for the primary of a PG: digests and lists while peering, shard operations while active.
 //!
 //! Previous hop: `write.rs` or `read.rs` of the primary, over the wire. Next hop: `osd/blockstore/src/{write,read}.rs`.
 //!
-//! A member belongs to one (epoch, round) of a PG at a time, the latest it was asked into. Operations of any other are
-//! refused: that is what makes a deposed primary, or one that lost its connection for a moment, harmless.
+//! An OSD belongs to one (epoch, round) of a PG at a time, the latest it was asked into, whether it is in the acting set or only
+//! may have old copies. Operations of any other are refused: that is what makes a deposed primary, or one that lost its
+//! connection for a moment, harmless.
 
-use cluster_proto::link::LinkId;
+use cluster_proto::link::{LinkId, Millis};
 use cluster_proto::map::Member;
 use cluster_proto::shard::{Buckets, ShardIndex, ShardOutcome};
 use cluster_proto::status::Status;
-use cluster_proto::wire::{Message, PeerInfo, PeerList, PeerObjects, PeerQuery, SubReply, SubRequest};
+use cluster_proto::wire::{Deposed, Message, PeerInfo, PeerList, PeerObjects, PeerQuery, SubReply, SubRequest};
 use cluster_proto::{PgId, limits};
 
 use crate::op::{Kind, Local, Op, OpId};
 use crate::osd::{Osd, Output};
 
-/// A primary's query that waits until this member is ready to answer it.
+/// A primary's query that waits until this OSD is ready to answer it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeldQuery {
     pub link: LinkId,
@@ -32,6 +33,8 @@ impl Osd {
         };
         let mutation = request.op.is_mutation();
         pg.local_mutations += u32::from(mutation);
+        let degraded = pg.is_degraded();
+        pg.dirty.follow(&request.op, degraded, |object| shard.head(object).map(|h| h.version).unwrap_or_default());
         let local = if mutation { Local::Mutation } else { Local::Read };
         let kind = Kind::Secondary { link, id: request.id };
         let id = self.ops.insert(Op { pg: request.pg, kind, local, remotes: 0 });
@@ -52,36 +55,51 @@ impl Osd {
     }
 
     /// A primary begins a round. If our map is behind, the query waits for it.
-    pub(crate) fn handle_query(&mut self, shard: &mut dyn ShardIndex, link: LinkId, from: Member, query: PeerQuery) {
-        let known_pool = self.map.pools.contains_key(&query.pg.pool);
-        let Some(pg) = self.pgs.get_mut(&query.pg).filter(|_| known_pool) else {
-            self.early_queries.insert(query.pg, HeldQuery { link, from, query });
+    pub(crate) fn handle_query(
+        &mut self,
+        now: Millis,
+        shard: &mut dyn ShardIndex,
+        link: LinkId,
+        from: Member,
+        query: PeerQuery,
+    ) {
+        let held = HeldQuery { link, from, query };
+        let map = self.map.pgs.get(&query.pg).filter(|_| self.map.pools.contains_key(&query.pg.pool));
+        let known = map.is_some_and(|map| map.epoch >= query.epoch);
+        if !known {
+            self.early_queries.insert(query.pg, held);
             return;
-        };
-        if query.epoch > pg.epoch() {
-            self.early_queries.insert(query.pg, HeldQuery { link, from, query });
-        } else if query.epoch == pg.epoch() && pg.map().primary() == Some(from) {
-            pg.join_round(HeldQuery { link, from, query });
-            self.answer_query(shard, query.pg);
         }
+        if !self.pgs.contains_key(&query.pg) {
+            // We are not a member, but may have old copies.
+            self.early_queries.insert(query.pg, held);
+            return self.pg_update(now, shard, query.pg);
+        }
+        let Some(pg) = self.pgs.get_mut(&query.pg) else { return };
+        let is_new = query.round >= pg.round() && !pg.is_primary();
         // An older epoch: its primary will learn of the newer one from the state store.
+        if query.epoch == pg.epoch() && pg.map().primary() == Some(from) && is_new {
+            pg.join_round(held);
+            self.answer_query(now, shard, query.pg);
+        }
     }
 
     /// Our map of the PG has changed: perhaps a query was waiting for that.
-    pub(crate) fn recheck_early_query(&mut self, shard: &mut dyn ShardIndex, pg: PgId) {
+    pub(crate) fn recheck_early_query(&mut self, now: Millis, shard: &mut dyn ShardIndex, pg: PgId) {
         if let Some(held) = self.early_queries.remove(&pg) {
-            self.handle_query(shard, held.link, held.from, held.query);
+            self.handle_query(now, shard, held.link, held.from, held.query);
         }
     }
 
     /// Answers the round's query once nothing of the PG is under way in our store: the digests must show all of it.
-    pub(crate) fn answer_query(&mut self, shard: &mut dyn ShardIndex, pg_id: PgId) {
-        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
-        let Some(held) = pg.take_drained_query() else { return };
+    pub(crate) fn answer_query(&mut self, now: Millis, shard: &mut dyn ShardIndex, pg_id: PgId) {
+        let Some(held) = self.pgs.get_mut(&pg_id).and_then(|pg| pg.take_drained_query()) else { return };
+        let lease_ms = self.lease_left(now, pg_id, held.from) as u32;
         let digests = Box::new(shard.digests(pg_id));
         let space = shard.space();
         let free_bytes = space.total.saturating_sub(space.used);
-        self.send(held.link, Message::PeerInfo(PeerInfo { query: held.query, digests, free_bytes }));
+        self.links.grant(held.link, now);
+        self.send(held.link, Message::PeerInfo(PeerInfo { query: held.query, digests, free_bytes, lease_ms }));
     }
 
     pub(crate) fn handle_list(&mut self, shard: &mut dyn ShardIndex, link: LinkId, list: &PeerList) {
@@ -95,14 +113,48 @@ impl Osd {
         }
     }
 
+    /// We are about to follow another primary, or none: the one before must not count on us any longer.
+    pub(crate) fn depose_leader(&mut self, pg_id: PgId, next: Option<Member>) {
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
+        let Some((link, leader)) = pg.leader() else { return };
+        pg.forget_leader();
+        if Some(leader) == next {
+            return;
+        }
+        if let Some(incoming) = self.links.incoming.get(&link) {
+            pg.lease_ends(leader, incoming.granted);
+            let epoch = self.map.pgs.get(&pg_id).map(|map| map.epoch).unwrap_or_default();
+            self.send(link, Message::Deposed(Deposed { pg: pg_id, epoch }));
+        }
+    }
+
+    /// A primary's connection is gone, on which we last gave it our word at `granted`.
+    pub(crate) fn leader_lost(&mut self, link: LinkId, granted: Millis) {
+        for pg in self.pgs.values_mut() {
+            if let Some((_, leader)) = pg.leader().filter(|(by, _)| *by == link) {
+                pg.lease_ends(leader, granted);
+                pg.forget_leader();
+            }
+        }
+    }
+
+    /// A member follows a newer epoch than we lead.
+    pub(crate) fn handle_deposed(&mut self, now: Millis, shard: &mut dyn ShardIndex, deposed: &Deposed) {
+        let is_ours = self.pgs.get(&deposed.pg).is_some_and(|pg| pg.is_primary() && pg.epoch() < deposed.epoch);
+        if is_ours {
+            // Nobody will join this round: the PG serves nothing until we hear of the newer epoch.
+            self.begin_round(now, shard, deposed.pg);
+        }
+    }
+
     /// A change of our store ended: perhaps a round was waiting for that.
-    pub(crate) fn local_mutation_ended(&mut self, shard: &mut dyn ShardIndex, pg_id: PgId) {
+    pub(crate) fn local_mutation_ended(&mut self, now: Millis, shard: &mut dyn ShardIndex, pg_id: PgId) {
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
         debug_assert!(pg.local_mutations > 0);
         pg.local_mutations -= 1;
         if pg.local_mutations == 0 && !pg.is_active() {
-            self.answer_query(shard, pg_id);
-            self.peering_drained(shard, pg_id);
+            self.answer_query(now, shard, pg_id);
+            self.peering_drained(now, shard, pg_id);
         }
     }
 }

@@ -1,12 +1,12 @@
-//! A replicated change (write, write zeroes, discard, delete) at its primary.
+//! A change (write, write zeroes, discard, delete) at its primary.
 //!
 //! Previous hop: `cluster/client/src/write.rs`, through `request.rs`. Next hop: `osd/blockstore/src/write.rs`, of our own
-//! store directly and of the other members' through their `secondary.rs`.
+//! store directly and of the other members' through their `secondary.rs`. For erasure-coded objects `ec/write.rs` comes first.
 //!
-//! The primary gives the change its version, sends it to the members and to its own store in parallel, and answers when
-//! all of them hold it durably: two network round trips, one device latency.
+//! The primary gives the change its version, sends it to the members that have the object and to its own store in parallel, and
+//! answers when all of them hold it durably: two network round trips, one device latency.
 
-use cluster_proto::ids::Version;
+use cluster_proto::ids::{ObjectId, PgId, Version};
 use cluster_proto::layout::SectorRange;
 use cluster_proto::link::Millis;
 use cluster_proto::map::PoolConfig;
@@ -14,7 +14,7 @@ use cluster_proto::shard::{Origin, ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{ReplyBody, RequestOp};
 
-use crate::op::{ClientOp, Kind, OpId, Stage};
+use crate::op::{ClientOp, Kind, OpId, PeerMask, Stage, bits};
 use crate::osd::Osd;
 
 impl Osd {
@@ -23,31 +23,43 @@ impl Osd {
         let pg_id = op.pg;
         let Kind::Client(client_op) = &mut op.kind else { return };
         let Some(pool) = self.map.pools.get(&pg_id.pool) else { return };
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
+        let object = client_op.request.object;
         let frees = matches!(client_op.request.op, RequestOp::Zero(_) | RequestOp::Delete);
-        let exists = shard.head(&client_op.request.object).is_some_and(|head| !head.deleted);
+        let exists = shard.head(&pg.name_at(object, pg.own())).is_some_and(|head| !head.deleted);
         if frees && !exists {
             // Nothing is stored, so nothing has to change: the range reads as zeroes already.
             return self.finish(id, Status::Ok, Version::NONE, ReplyBody::Empty);
+        }
+        let whole = whole_object(&client_op.request.op, pool);
+        if pg.is_coded() && !whole {
+            return self.ec_write_start(shard, id);
         }
         let need = client_op.request.op.sectors().map_or(0, SectorRange::bytes) as u64;
         if !frees && !self.has_space(shard, pg_id, need) {
             return self.finish(id, Status::NoSpace, Version::NONE, ReplyBody::Empty);
         }
-        let Some(version) = self.pgs.get_mut(&pg_id).map(|pg| pg.next_version()) else { return };
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
+        let (version, members) = (pg.next_version(), pg.holders(&object));
         let Some(client_op) = self.ops.client_mut(id) else { return };
-        let Some(change) = change(client_op, pool, version) else { return };
+        let Some(change) = change(client_op, whole, version) else { return };
         (client_op.stage, client_op.version) = (Stage::Committing, version);
-        self.send_to_all(id, change);
+        self.send_to(shard, id, members, change);
     }
 
-    /// Hands a change to all members, the remote ones first, so that their copy travels while ours is written.
-    pub(crate) fn send_to_all(&mut self, id: OpId, change: ShardOp) {
+    /// Hands an operation to members, each under the name the object has there; the remote ones first, so that their copy travels while ours
+    /// is written.
+    pub(crate) fn send_to(&mut self, shard: &dyn ShardIndex, id: OpId, members: PeerMask, change: ShardOp) {
         let Some(pg) = self.ops.get_mut(id).and_then(|op| self.pgs.get(&op.pg)) else { return };
-        let (own, count) = (pg.own_position(), pg.width());
-        for member in (0..count).filter(|&member| member != own) {
-            self.send_to_member(id, member, change.clone());
+        let (own, coded) = (pg.own(), pg.is_coded());
+        let own_last = bits(members & !(1 << own)).chain(bits(members & 1 << own));
+        for peer in own_last {
+            let mut copy = change.clone();
+            if coded && let Some(pg) = self.ops.get_mut(id).and_then(|op| self.pgs.get(&op.pg)) {
+                copy.rename(|object| pg.name_at(object, peer));
+            }
+            self.send_to_peer(shard, id, peer, copy);
         }
-        self.send_to_member(id, own, change);
     }
 
     /// A member, or our own store, is done with the change.
@@ -72,48 +84,80 @@ impl Osd {
 
     fn write_finish(&mut self, shard: &dyn ShardIndex, id: OpId) {
         let Some(op) = self.ops.get_mut(id) else { return };
-        let pg = op.pg;
+        let pg_id = op.pg;
         let Kind::Client(client_op) = &op.kind else { return };
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
         let (object, version) = (client_op.request.object, client_op.version);
+        let pool = self.map.pools.get(&pg_id.pool);
+        let deletes = pool.is_some_and(|pool| whole_object(&client_op.request.op, pool));
+        if version != Version::NONE {
+            pg.note_change(object, version, deletes);
+        }
         self.finish(id, Status::Ok, version, ReplyBody::Empty);
-        if shard.head(&object).is_some_and(|head| head.deleted && head.version == version) {
-            self.collect(pg, object, version);
+        if deletes {
+            self.collect(shard, pg_id, object, version);
         }
     }
 
     /// All members have this tombstone: they can forget it, unless an OSD that is away may still hold the object.
-    pub(crate) fn collect(&mut self, pg: cluster_proto::PgId, object: cluster_proto::ObjectId, version: Version) {
-        if !self.is_everyone_present(pg) {
+    pub(crate) fn collect(&mut self, shard: &dyn ShardIndex, pg_id: PgId, object: ObjectId, version: Version) {
+        if !self.is_everyone_present(pg_id) {
             return;
         }
-        let id = self.new_op(pg, Kind::Collect);
-        self.send_to_all(id, ShardOp::Collect { object, version });
+        let members = self.pgs.get(&pg_id).map_or(0, |pg| pg.acting());
+        self.in_background(shard, pg_id, members, ShardOp::Collect { object, version });
     }
 
-    /// Whether all OSDs that should serve the PG, and all that served it since it was last clean, serve it now.
-    fn is_everyone_present(&self, id: cluster_proto::PgId) -> bool {
-        let Some(pg) = self.pgs.get(&id) else { return false };
-        let past = self.map.histories.get(&id).into_iter().flatten().flat_map(|interval| &interval.acting);
-        pg.map().target.iter().chain(past).all(|osd| pg.position(*osd).is_some())
+    /// Whether all OSDs that should serve the PG, and all that served it since it was last clean, serve it now and have
+    /// everything.
+    fn is_everyone_present(&self, id: PgId) -> bool {
+        let Some(pg) = self.pgs.get(&id).filter(|pg| pg.missing.is_empty()) else { return false };
+        let past = self.map.histories.get(&id).into_iter().flatten().flat_map(|interval| interval.osds());
+        pg.map().target.iter().copied().chain(past).all(|osd| pg.map().shard_of(osd).is_some())
     }
 
     /// Whether every member has room for `need` bytes and for what is needed to free space again.
-    fn has_space(&self, shard: &dyn ShardIndex, pg: cluster_proto::PgId, need: u64) -> bool {
+    pub(crate) fn has_space(&self, shard: &dyn ShardIndex, pg: PgId, need: u64) -> bool {
         let space = shard.space();
         let reserve = space.total / 32;
         let in_flight = self.held_bytes.changes as u64;
         let enough = |free: u64| free >= reserve + in_flight.max(need);
         let Some(pg) = self.pgs.get(&pg) else { return false };
+        let own = self.options.id;
+        let mut others = pg.map().members().map(|(_, member)| member.osd).filter(|osd| *osd != own);
         enough(space.total - space.used.min(space.total))
-            && pg.others().all(|osd| self.free_bytes.get(&osd).is_none_or(|free| enough(*free)))
+            && others.all(|osd| self.free_bytes.get(&osd).is_none_or(|free| enough(*free)))
     }
 }
 
-/// The shard operation that carries out a request. A zeroed whole object is deleted, which also frees its metadata.
-fn change(op: &ClientOp, pool: &PoolConfig, version: Version) -> Option<ShardOp> {
+impl crate::pg::Pg {
+    /// A change is on all members that have the object.
+    fn note_change(&mut self, object: ObjectId, version: Version, deletes: bool) {
+        let members = self.holders(&object);
+        if self.is_coded() && !deletes {
+            self.commits.push((object, version));
+        }
+        let Some(mut missing) = self.missing.remove(&object) else { return };
+        missing.changed(members, version, deletes, |peer| self.name_at(object, peer).part);
+        self.missing.insert(object, missing);
+    }
+}
+
+/// Whether the whole object is removed. A zeroed whole object is deleted, which also frees its metadata.
+fn whole_object(op: &RequestOp, pool: &PoolConfig) -> bool {
+    match op {
+        RequestOp::Delete => true,
+        RequestOp::Zero(sectors) => sectors.bytes() == pool.object_size() as usize,
+        _ => false,
+    }
+}
+
+/// The shard operation that carries out a request on a copy of the object.
+fn change(op: &ClientOp, whole: bool, version: Version) -> Option<ShardOp> {
     let object = op.request.object;
-    let origin = Origin { client: op.client, seq: op.request.seq, floor: op.request.floor };
+    let origin = op.origin();
     Some(match &op.request.op {
+        _ if whole => ShardOp::Delete { object, version, origin },
         RequestOp::Write { sectors, data, crcs } => {
             ShardOp::Write { object, version, sectors: *sectors, data: data.clone(), crcs: crcs.clone(), origin }
         }
@@ -125,11 +169,14 @@ fn change(op: &ClientOp, pool: &PoolConfig, version: Version) -> Option<ShardOp>
             crcs: crcs[sectors.count as usize..].into(),
             origin,
         },
-        RequestOp::Zero(sectors) if sectors.bytes() == pool.block_size as usize => {
-            ShardOp::Delete { object, version, origin }
-        }
         RequestOp::Zero(sectors) => ShardOp::Zero { object, version, sectors: *sectors, origin },
-        RequestOp::Delete => ShardOp::Delete { object, version, origin },
-        RequestOp::Read(_) | RequestOp::Sync | RequestOp::Allocation(_) => return None,
+        RequestOp::Delete | RequestOp::Read(_) | RequestOp::Sync | RequestOp::Allocation(_) => return None,
     })
+}
+
+impl ClientOp {
+    /// What stores remember of the request.
+    pub fn origin(&self) -> Origin {
+        Origin { client: self.client, seq: self.request.seq, floor: self.request.floor }
+    }
 }

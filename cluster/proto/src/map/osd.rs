@@ -51,6 +51,8 @@ pub struct OsdStats {
     pub io_errors: u64,
     /// Objects copied to or from this OSD to bring members to the same state.
     pub recovered_objects: u64,
+    /// Objects of PGs this OSD leads that some member lacks.
+    pub objects_degraded: u64,
     /// PGs this OSD leads and serves.
     pub pgs_active: u32,
     /// PGs this OSD leads and does not serve.

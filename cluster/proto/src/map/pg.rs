@@ -32,6 +32,11 @@ pub struct PgMap {
     /// Runs of OSDs that are known to be over, so that nobody needs to wait for what they may still believe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dead: Vec<Member>,
+    /// Primaries of earlier intervals that may serve reads below `min_size` for as long as they believe to be registered
+    /// ([`crate::limits::REGISTRATION_LEASE_MS`]), and that are not known to be over. The registration of each was withdrawn
+    /// before this map was written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfenced: Vec<Member>,
 }
 
 /// Runs that a [`PgMap`] may call dead.
@@ -65,7 +70,9 @@ impl PgMap {
                 format!("{name} lists {len} OSDs: give 1 to {SHARDS_MAX}")
             })?;
         }
-        SchemaError::check(self.dead.len() <= DEAD_MAX, || format!("more than {DEAD_MAX} dead runs"))?;
+        for runs in [&self.dead, &self.unfenced] {
+            SchemaError::check(runs.len() <= DEAD_MAX, || format!("more than {DEAD_MAX} earlier runs"))?;
+        }
         let distinct = |mut ids: Vec<OsdId>| {
             let count = ids.len();
             ids.sort_unstable();

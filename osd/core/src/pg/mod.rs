@@ -1,26 +1,30 @@
-//! A placement group as one of its members sees it.
+//! A placement group as one of the OSDs that work on it sees it.
 //!
-//! The primary goes through the states of [`State`]; the other members only follow the (epoch, round) they were last
+//! The primary goes through the states of [`State`]; the others only follow the (epoch, round) they were last
 //! asked into. docs/peering.md explains why that is enough.
 
+mod dirty;
+mod lease;
+mod object_state;
 mod peering;
-mod recovery;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use cluster_proto::ids::{Epoch, OsdId, PgId, Version};
+use cluster_proto::ids::{Epoch, ObjectId, OsdId, PgId, Version};
 use cluster_proto::link::{LinkId, Millis};
 use cluster_proto::locks::Locks;
-use cluster_proto::map::{Member, PgMap};
+use cluster_proto::map::{Member, PgMap, Scheme};
 use cluster_proto::shard::ShardOp;
 use cluster_proto::wire::SubRequest;
 
-use crate::op::OpId;
+use crate::op::{OpId, PeerMask, bits};
 use crate::secondary::HeldQuery;
 
+pub(crate) use dirty::DirtyMap;
+pub(crate) use object_state::{Missing, Shard};
 pub(crate) use peering::State;
 
-/// What an operator sees of a PG at one member.
+/// What an operator sees of a PG at one OSD.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PgSummary {
     /// The PG.
@@ -29,49 +33,116 @@ pub struct PgSummary {
     pub epoch: Epoch,
     /// Whether this OSD leads it.
     pub primary: bool,
+    /// Whether this OSD is in the acting set.
+    pub acting: bool,
     /// Name of the state.
     pub state: &'static str,
     /// Requests that wait for the PG.
     pub waiting: usize,
+    /// Objects that some member of the acting set lacks. Known to the primary while active.
+    pub degraded: usize,
+    /// Objects of which too few shards can be found.
+    pub unfound: usize,
+}
+
+/// An OSD that a primary works with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Peer {
+    pub osd: OsdId,
+    /// The run that the map names; none for an OSD that only may have old copies: any run will do.
+    pub member: Option<Member>,
+    /// The shard it serves; none if it is not in the acting set.
+    pub shard: Option<usize>,
 }
 
 pub(crate) struct Pg {
     id: PgId,
     map: PgMap,
+    pub scheme: Scheme,
+    pub min_size: usize,
+    /// As the primary: the acting set in the order of shards, then those that may have old copies. Otherwise empty.
+    peers: Vec<Peer>,
+    /// Our number in `peers`.
     own: usize,
     pub state: State,
-    /// The latest round we began (as primary) or were asked into (as another member).
+    /// The latest round we began (as primary) or were asked into (otherwise).
     round: u32,
+    /// When we heard of the interval.
+    heard: Millis,
+    /// When the round began.
+    round_begun: Millis,
     /// Changes of this interval.
     counter: u64,
     /// The interval's activation record is durable.
     activated: bool,
-    /// Who may give us shard operations, as a member that is not the primary.
-    led_by: Option<LinkId>,
+    /// The smallest number of members that a change of this interval may be on.
+    record_min: usize,
+    /// The record says that all members are complete.
+    recorded_complete: bool,
+    /// A record is on its way.
+    recording: bool,
+    /// Our registration was withdrawn: without an activation record we may not serve reads any more.
+    pub unregistered: bool,
+    /// Who may give us shard operations, unless we are the primary.
+    led_by: Option<(LinkId, Member)>,
+    /// Until then a former primary may believe to hold a lease from us.
+    lease: lease::Granted,
     query: Option<HeldQuery>,
-    /// Client requests that wait until the PG is active.
+    /// Client requests that wait until the PG serves them.
     pub waiting: VecDeque<OpId>,
     pub locks: Locks<OpId>,
     /// Changes of this PG under way in our own store.
     pub local_mutations: u32,
+    /// Objects that not all members of the acting set have at their newest version. As the primary, while active.
+    pub missing: BTreeMap<ObjectId, Missing>,
+    /// Where background recovery goes on.
+    pub cursor: Option<ObjectId>,
+    /// When to try failed recoveries again.
+    pub retry_at: Millis,
+    /// Recoveries under way.
+    pub recoveries: u32,
+    /// What changed here while not all were present.
+    pub dirty: DirtyMap,
+    /// Staged changes that are on all members and can be committed.
+    pub commits: Vec<(ObjectId, Version)>,
 }
 
 impl Pg {
-    pub fn new(id: PgId, map: PgMap, own: usize) -> Self {
+    pub fn new(id: PgId, map: PgMap, scheme: Scheme, min_size: usize) -> Self {
         Self {
             id,
             map,
-            own,
+            scheme,
+            min_size,
+            peers: Vec::new(),
+            own: 0,
             state: State::Member,
             round: 0,
+            heard: 0,
+            round_begun: 0,
             counter: 0,
             activated: false,
+            record_min: usize::MAX,
+            recorded_complete: false,
+            recording: false,
+            unregistered: false,
             led_by: None,
+            lease: lease::Granted::default(),
             query: None,
             waiting: VecDeque::new(),
             locks: Locks::default(),
             local_mutations: 0,
+            missing: BTreeMap::new(),
+            cursor: None,
+            retry_at: 0,
+            recoveries: 0,
+            dirty: DirtyMap::default(),
+            commits: Vec::new(),
         }
+    }
+
+    pub fn id(&self) -> PgId {
+        self.id
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -83,36 +154,53 @@ impl Pg {
     }
 
     pub fn is_primary(&self) -> bool {
-        self.own == 0
+        !self.peers.is_empty()
     }
 
     pub fn is_active(&self) -> bool {
         matches!(self.state, State::Active)
     }
 
-    pub fn width(&self) -> usize {
-        self.map.acting.len()
+    /// Whether clients' changes are carried out.
+    pub fn is_writable(&self) -> bool {
+        self.is_active() && self.activated
     }
 
-    pub fn member(&self, position: usize) -> Member {
-        self.map.acting[position]
+    /// Whether so many members are present that changes may be accepted.
+    pub fn has_quorum(&self) -> bool {
+        self.map.members().count() >= self.min_size
     }
 
-    pub fn own_position(&self) -> usize {
+    pub fn is_coded(&self) -> bool {
+        matches!(self.scheme, Scheme::Ec { .. })
+    }
+
+    pub fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
+    pub fn own(&self) -> usize {
         self.own
     }
 
-    pub fn is_self(&self, position: usize) -> bool {
-        position == self.own
+    /// Members of the acting set.
+    pub fn acting(&self) -> PeerMask {
+        let in_acting = self.peers.iter().enumerate().filter(|(_, peer)| peer.shard.is_some());
+        in_acting.fold(0, |mask, (number, _)| mask | 1 << number)
     }
 
-    pub fn position(&self, osd: OsdId) -> Option<usize> {
-        self.map.acting.iter().position(|member| member.osd == osd)
+    pub fn peer_of(&self, osd: OsdId) -> Option<usize> {
+        self.peers.iter().position(|peer| peer.osd == osd)
     }
 
-    /// The other members.
+    /// The peer that serves a shard.
+    pub fn peer_of_shard(&self, shard: usize) -> Option<usize> {
+        self.peers.iter().position(|peer| peer.shard == Some(shard))
+    }
+
+    /// OSDs to which we need a connection.
     pub fn others(&self) -> impl Iterator<Item = OsdId> {
-        self.map.acting.iter().enumerate().filter(|(i, _)| *i != self.own).map(|(_, member)| member.osd)
+        self.peers.iter().enumerate().filter(|(number, _)| *number != self.own).map(|(_, peer)| peer.osd)
     }
 
     /// The version of the next change.
@@ -125,29 +213,46 @@ impl Pg {
         SubRequest { id, pg: self.id, epoch: self.map.epoch, round: self.round, op }
     }
 
-    /// A new interval begins.
-    pub fn begin_interval(&mut self, map: PgMap, own: usize) {
-        self.map = map;
-        self.own = own;
-        self.state = State::Member;
-        (self.counter, self.activated) = (0, false);
-        (self.led_by, self.query) = (None, None);
-        // As another member we take the rounds of the new primary from the beginning.
-        self.round = 0;
+    /// The name an object's copy has at a peer.
+    pub fn name_at(&self, object: ObjectId, peer: usize) -> ObjectId {
+        let part = if self.is_coded() { self.peers[peer].shard.unwrap_or(0) as u8 } else { 0 };
+        object.shard(part)
+    }
+
+    /// Members that have the newest version of an object: those to whom a change goes.
+    pub fn holders(&self, object: &ObjectId) -> PeerMask {
+        let stale = self.missing.get(object).map_or(0, |missing| missing.stale);
+        self.acting() & !stale
+    }
+
+    /// Whether an object must be copied before it can be changed: to us, who remember its requests, or to so many that the
+    /// change is safe.
+    pub fn needs_recovery(&self, object: &ObjectId) -> bool {
+        let Some(missing) = self.missing.get(object) else { return false };
+        missing.is_unfound || missing.stale >> self.own & 1 == 1 || self.holders(object).count_ones() < self.min_size as u32
+    }
+
+    /// Peers that have the newest version of an object: who can be asked for it, ourselves first.
+    pub fn sources(&self, object: &ObjectId) -> impl Iterator<Item = usize> {
+        let mask = self.missing.get(object).map_or(self.acting(), Missing::holders);
+        let own = (mask >> self.own & 1 == 1).then_some(self.own);
+        own.into_iter().chain(bits(mask & !(1 << self.own)))
     }
 
     /// As a member: belongs to this round from now on, and to no older one.
     pub fn join_round(&mut self, held: HeldQuery) {
-        if held.query.round >= self.round && !self.is_primary() {
-            self.round = held.query.round;
-            self.led_by = Some(held.link);
-            self.query = Some(held);
-        }
+        self.round = held.query.round;
+        self.led_by = Some((held.link, held.from));
+        self.query = Some(held);
+    }
+
+    pub fn round(&self) -> u32 {
+        self.round
     }
 
     /// As a member: whether an operation belongs to the present round.
     pub fn accepts(&self, link: LinkId, epoch: Epoch, round: u32) -> bool {
-        self.led_by == Some(link) && self.map.epoch == epoch && self.round == round
+        self.led_by.is_some_and(|(by, _)| by == link) && self.map.epoch == epoch && self.round == round
     }
 
     /// The query to answer, once nothing is under way.
@@ -155,13 +260,30 @@ impl Pg {
         if self.local_mutations == 0 { self.query.take() } else { None }
     }
 
-    pub fn summary(&self) -> PgSummary {
+    /// Whether some who should have the data may miss changes: then we remember what changes.
+    pub fn is_degraded(&self) -> bool {
+        self.map.members().count() < self.scheme.width() || !self.missing.is_empty()
+    }
+
+    pub fn summary(&self, us: OsdId) -> PgSummary {
         PgSummary {
             pg: self.id,
             epoch: self.map.epoch,
             primary: self.is_primary(),
-            state: self.state.name(),
+            acting: self.map.shard_of(us).is_some(),
+            state: self.state_name(),
             waiting: self.waiting.len(),
+            degraded: self.missing.len(),
+            unfound: self.missing.values().filter(|m| m.is_unfound).count(),
+        }
+    }
+
+    fn state_name(&self) -> &'static str {
+        match self.state {
+            State::Active if !self.activated => "read-only",
+            State::Active if !self.missing.is_empty() => "recovering",
+            State::Active if self.map.members().count() < self.scheme.width() => "degraded",
+            _ => self.state.name(),
         }
     }
 }

@@ -1,26 +1,31 @@
-//! How the primary brings the members of a PG together at the start of an interval, and whenever a round is broken.
+//! How the primary brings the OSDs of a PG together at the start of an interval, and whenever a round is broken.
 //!
 //! | state | waits for | then |
 //! |---|---|---|
 //! | `Draining` | changes under way in our own store | `Querying` |
-//! | `Querying` | digests of every member, in this run of it | equal: `Activating`; else `Listing` |
-//! | `Listing` | heads in the differing buckets, of every member | `Recovering` |
-//! | `Recovering` | the newest version of each differing object on every member | `Activating` |
+//! | `Querying` | digests of every member, in this run of it, and of so many former members that nothing acknowledged can be missed | equal: `Leasing`; else `Listing` |
+//! | `Listing` | heads in the differing buckets | `Leasing` |
+//! | `Leasing` | the end of read leases that a former primary may hold | `Activating`; below `min_size` `Active` |
 //! | `Activating` | the activation record in the state store | `Active` |
-//! | `Active` | | client requests are served |
+//! | `Active` | | client requests are served, objects recovered |
 //! | `Stalled` | a short time, after a failure | `Draining`, next round |
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeSet;
 
-use cluster_proto::ids::{Epoch, ObjectId, OsdId, PgId, Version};
+use cluster_proto::ids::{Epoch, OsdId, PgId};
+use cluster_proto::limits::REGISTRATION_LEASE_WAIT_MS;
 use cluster_proto::link::{Millis, Outgoing};
+use cluster_proto::map::{Activation, Interval, Member};
 use cluster_proto::shard::{Buckets, Digests, ObjectHead, ShardIndex};
 use cluster_proto::wire::{Message, PeerInfo, PeerList, PeerObjects, PeerQuery};
-use smallvec::{SmallVec, smallvec};
 
-use super::{Pg, STALL_MS};
-use crate::op::{MemberMask, OpId, Restore, RestoreStage};
+use super::object_state::{self, Missing};
+use super::{Peer, Pg, STALL_MS};
+use crate::op::{Local, PeerMask, bits};
 use crate::osd::{Osd, Output};
+
+/// A former member that is registered is waited for so long, if its copies are not needed to be sure. Milliseconds.
+const FORMER_WAIT_MS: Millis = 500;
 
 /// Where a PG stands.
 pub(crate) enum State {
@@ -29,7 +34,9 @@ pub(crate) enum State {
     Draining,
     Querying(Querying),
     Listing(Listing),
-    Recovering(Recovering),
+    Leasing {
+        until: Millis,
+    },
     Activating,
     Active,
     Stalled {
@@ -41,8 +48,9 @@ impl State {
     pub fn name(&self) -> &'static str {
         match self {
             State::Member => "member",
+            State::Querying(querying) if querying.incomplete => "incomplete",
             State::Draining | State::Querying(_) | State::Listing(_) => "peering",
-            State::Recovering(_) => "recovering",
+            State::Leasing { .. } => "leasing",
             State::Activating => "activating",
             State::Active => "active",
             State::Stalled { .. } => "stalled",
@@ -51,18 +59,19 @@ impl State {
 }
 
 pub(crate) struct Querying {
-    asked: MemberMask,
+    asked: PeerMask,
     digests: Vec<Option<Box<Digests>>>,
+    /// For so long a former primary may hold leases, as far as we heard.
+    lease_ms: u64,
+    /// Too few former members answered to know what was acknowledged.
+    incomplete: bool,
 }
 
 pub(crate) struct Listing {
     heads: Vec<Vec<ObjectHead>>,
-    complete: MemberMask,
-}
-
-pub(crate) struct Recovering {
-    pub queue: VecDeque<Restore>,
-    pub running: Vec<OpId>,
+    asked: PeerMask,
+    complete: PeerMask,
+    lease_until: Millis,
 }
 
 impl Pg {
@@ -70,152 +79,267 @@ impl Pg {
         PeerQuery { pg: self.id, epoch: self.map.epoch, round: self.round }
     }
 
-    fn all_members(&self) -> MemberMask {
-        ((1u32 << self.width()) - 1) as MemberMask
-    }
-
     /// Whether an answer belongs to the present round.
     fn is_present(&self, query: &PeerQuery) -> bool {
         self.is_primary() && *query == self.query_message()
     }
+
+    /// A new interval begins. `former`: OSDs that may have copies without being members.
+    fn begin_interval(&mut self, map: cluster_proto::map::PgMap, us: Member, former: impl Iterator<Item = OsdId>) {
+        self.map = map;
+        self.state = State::Member;
+        (self.counter, self.activated, self.recorded_complete, self.recording) = (0, false, false, false);
+        self.unregistered = false;
+        self.record_min = usize::MAX;
+        self.missing.clear();
+        self.commits.clear();
+        // As another member we take the rounds of the new primary from the beginning.
+        self.round = 0;
+        self.peers.clear();
+        self.own = 0;
+        if self.map.primary() != Some(us) {
+            return;
+        }
+        let members = self.map.members();
+        self.peers =
+            members.map(|(shard, m)| Peer { osd: m.osd, member: Some(m), shard: Some(shard) }).collect();
+        for osd in former {
+            if self.peers.len() < PeerMask::BITS as usize && self.peer_of(osd).is_none() {
+                self.peers.push(Peer { osd, member: None, shard: None });
+            }
+        }
+        self.own = self.peer_of(us.osd).unwrap_or(0);
+    }
+
+    fn record(&self, complete: Vec<OsdId>) -> Activation {
+        Activation {
+            epoch: self.map.epoch,
+            acting: self.map.acting.clone(),
+            complete,
+            min_size: self.record_min as u8,
+        }
+    }
+
+    /// Members of the acting set that have every object.
+    fn complete_members(&self) -> Vec<OsdId> {
+        let stale = self.missing.values().fold(0, |mask, missing| mask | missing.stale);
+        let unfound = self.missing.values().any(|missing| missing.is_unfound);
+        let complete = if unfound { 0 } else { self.acting() & !stale };
+        bits(complete).map(|peer| self.peers[peer].osd).collect()
+    }
 }
 
 impl Osd {
+    /// Intervals that may have accepted writes and of which the present one must know all.
+    pub(crate) fn past_intervals(&self, id: PgId) -> Vec<Interval> {
+        let epoch = self.map.pgs.get(&id).map_or(Epoch(0), |map| map.epoch);
+        let mut past = self.map.histories.get(&id).cloned().unwrap_or_default();
+        past.retain(|interval| interval.epoch < epoch);
+        if let Some(last) = self.map.activations.get(&id).filter(|last| last.epoch < epoch)
+            && past.iter().all(|interval| interval.epoch < last.epoch)
+        {
+            past.push(last.interval());
+        }
+        past
+    }
+
     /// The map of a PG, or of its pool, has changed.
     pub(crate) fn pg_update(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
-        let known_pool = self.map.pools.contains_key(&id.pool);
-        let map = self.map.pgs.get(&id).filter(|_| known_pool).cloned();
-        let own = map.as_ref().and_then(|map| {
-            let us =
-                |m: &cluster_proto::map::Member| m.osd == self.options.id && m.incarnation == self.options.incarnation;
-            map.acting.iter().position(us)
-        });
-        let (Some(map), Some(own)) = (map, own) else {
-            // Not (yet) a member in this run. A former primary sends its clients elsewhere.
-            if self.pgs.contains_key(&id) {
-                self.take_back(id, false);
-                self.pgs.remove(&id);
-            }
-            return;
+        let config = self.map.pools.get(&id.pool);
+        let map = self.map.pgs.get(&id).cloned();
+        let (Some(map), Some((scheme, min_size))) = (map, config.map(|c| (c.scheme, usize::from(c.min_size)))) else {
+            return self.pg_forget(id);
         };
-        let drop_clients = own != 0;
+        let us = Member { osd: self.options.id, incarnation: self.options.incarnation };
+        let leads = map.primary() == Some(us);
+        let acts = map.members().any(|(_, member)| member == us);
         match self.pgs.get(&id) {
-            Some(pg) if pg.epoch() >= map.epoch => return,
-            Some(_) => self.take_back(id, !drop_clients),
+            Some(pg) if pg.epoch() >= map.epoch => return self.pg_settings(now, shard, id, min_size),
+            Some(_) => self.take_back(id, leads),
+            None if !acts && !self.early_queries.contains_key(&id) => return,
             None => {
-                let mut pg = Pg::new(id, map.clone(), own);
+                let mut pg = Pg::new(id, map.clone(), scheme, min_size);
                 // A PG that left and came back finds its own changes still under way.
-                let mutations = self.ops.ids().filter(|(_, op)| op.pg == id && op.local == crate::op::Local::Mutation);
+                let mutations = self.ops.ids().filter(|(_, op)| op.pg == id && op.local == Local::Mutation);
                 pg.local_mutations = mutations.count() as u32;
                 self.pgs.insert(id, pg);
             }
         }
+        self.depose_leader(id, map.primary());
+        let former: BTreeSet<OsdId> = self.past_intervals(id).iter().flat_map(|i| i.osds().collect::<Vec<_>>()).collect();
         let Some(pg) = self.pgs.get_mut(&id) else { return };
-        pg.begin_interval(map, own);
-        let others: Vec<_> = if own == 0 { pg.others().collect() } else { Vec::new() };
-        for osd in others {
+        (pg.scheme, pg.min_size, pg.heard) = (scheme, min_size, now);
+        pg.begin_interval(map, us, former.into_iter());
+        for osd in pg.others().collect::<Vec<_>>() {
             self.links.outgoing.entry(osd).or_insert_with(|| Outgoing::new(osd));
         }
         self.poll_links(now, shard);
-        if own == 0 {
-            self.begin_round(shard, id);
+        if leads {
+            self.begin_round(now, shard, id);
         } else {
-            self.recheck_early_query(shard, id);
+            self.recheck_early_query(now, shard, id);
+        }
+    }
+
+    /// What may change within an interval: how many members must have a change, and what is recorded of it.
+    fn pg_settings(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId, min_size: usize) {
+        let recorded = self.map.activations.get(&id);
+        let Some(pg) = self.pgs.get_mut(&id) else { return };
+        let all = recorded.filter(|r| r.epoch == pg.map.epoch).map_or(0, |record| record.complete.len());
+        if all == pg.scheme.width() {
+            pg.dirty.clear();
+        }
+        if std::mem::replace(&mut pg.min_size, min_size) != min_size && pg.is_primary() {
+            pg.activated = false;
+            self.begin_round(now, shard, id);
+        }
+    }
+
+    /// The PG, or its pool, is gone.
+    fn pg_forget(&mut self, id: PgId) {
+        if self.pgs.contains_key(&id) {
+            self.take_back(id, false);
+            self.pgs.remove(&id);
         }
     }
 
     /// Everything begun waits, and the members are asked anew.
-    fn begin_round(&mut self, shard: &mut dyn ShardIndex, id: PgId) {
+    pub(crate) fn begin_round(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
         self.take_back(id, true);
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         pg.round += 1;
+        pg.round_begun = now;
         pg.state = State::Draining;
-        self.peering_drained(shard, id);
+        self.peering_drained(now, shard, id);
     }
 
-    /// A member cannot be reached: the PGs we lead with it start over when it is back.
-    pub(crate) fn peer_lost(&mut self, shard: &mut dyn ShardIndex, osd: OsdId) {
-        let hit: Vec<_> = self
-            .pgs
-            .iter()
-            .filter(|(_, pg)| pg.is_primary() && pg.others().any(|o| o == osd))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in hit {
-            self.begin_round(shard, id);
+    fn pgs_led_with(&self, osd: OsdId) -> Vec<PgId> {
+        let led = self.pgs.iter().filter(|(_, pg)| pg.is_primary() && pg.others().any(|other| other == osd));
+        led.map(|(id, _)| *id).collect()
+    }
+
+    /// An OSD cannot be reached: the PGs we lead with it start over, with it or in another interval. An OSD outside the acting
+    /// set that only offers copies is done without.
+    pub(crate) fn peer_lost(&mut self, now: Millis, shard: &mut dyn ShardIndex, osd: OsdId) {
+        for id in self.pgs_led_with(osd) {
+            let Some(pg) = self.pgs.get_mut(&id) else { continue };
+            let number = pg.peer_of(osd).unwrap_or(0);
+            let only_offers = pg.peers[number].shard.is_none();
+            let offers_something = pg.missing.values().any(|m| m.shards.iter().any(|s| usize::from(s.peer) == number));
+            if let State::Querying(querying) = &mut pg.state
+                && only_offers
+            {
+                querying.digests[number] = None;
+                querying.asked &= !(1 << number);
+            } else if !only_offers || offers_something || !pg.is_active() {
+                self.begin_round(now, shard, id);
+            }
         }
     }
 
-    /// A member introduced itself: ask it into the rounds that wait for it.
-    pub(crate) fn peer_ready(&mut self, osd: OsdId) {
-        let hit: Vec<_> = self
-            .pgs
-            .iter()
-            .filter(|(_, pg)| pg.is_primary() && pg.others().any(|o| o == osd))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in hit {
-            self.ask_members(id);
+    /// An OSD introduced itself: ask it into the rounds that wait for it.
+    pub(crate) fn peer_ready(&mut self, now: Millis, shard: &mut dyn ShardIndex, osd: OsdId) {
+        for id in self.pgs_led_with(osd) {
+            let has_unfound = self.pgs[&id].is_active() && self.pgs[&id].missing.values().any(|m| m.is_unfound);
+            if has_unfound {
+                // Perhaps it has what we miss.
+                self.begin_round(now, shard, id);
+            } else {
+                self.ask_peers(id);
+            }
         }
     }
 
     /// Goes on when nothing of the PG is under way in our store.
-    pub(crate) fn peering_drained(&mut self, shard: &mut dyn ShardIndex, id: PgId) {
+    pub(crate) fn peering_drained(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
+        let us = Member { osd: self.options.id, incarnation: self.options.incarnation };
+        let lease_ms = self.lease_left(now, id, us);
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         if !matches!(pg.state, State::Draining) || pg.local_mutations > 0 {
             return;
         }
-        let mut digests: Vec<_> = (0..pg.width()).map(|_| None).collect();
+        let mut digests: Vec<_> = pg.peers.iter().map(|_| None).collect();
         digests[pg.own] = Some(Box::new(shard.digests(id)));
-        pg.state = State::Querying(Querying { asked: 1 << pg.own, digests });
-        self.ask_members(id);
-        self.compare_digests(shard, id);
+        pg.state = State::Querying(Querying { asked: 1 << pg.own, digests, lease_ms, incomplete: false });
+        self.ask_peers(id);
+        self.compare_digests(now, shard, id);
     }
 
-    fn ask_members(&mut self, id: PgId) {
+    fn ask_peers(&mut self, id: PgId) {
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         let query = pg.query_message();
-        let members = pg.map.acting.clone();
         let State::Querying(querying) = &mut pg.state else { return };
-        for (position, member) in members.iter().enumerate() {
-            if querying.asked & 1 << position != 0 {
-                continue;
-            }
-            if let Some(link) = self.links.ready(member.osd, member.incarnation) {
-                querying.asked |= 1 << position;
-                self.outputs.push_back(Output::Send { link, message: Message::PeerQuery(query) });
-            }
+        for (number, peer) in pg.peers.iter().enumerate() {
+            let Some(link) = self.links.ready_peer(peer).filter(|_| querying.asked >> number & 1 == 0) else { continue };
+            querying.asked |= 1 << number;
+            self.outputs.push_back(Output::Send { link, message: Message::PeerQuery(query) });
         }
     }
 
-    pub(crate) fn handle_peer_info(&mut self, shard: &mut dyn ShardIndex, osd: OsdId, info: PeerInfo) {
+    pub(crate) fn handle_peer_info(&mut self, now: Millis, shard: &mut dyn ShardIndex, osd: OsdId, info: PeerInfo) {
         let Some(pg) = self.pgs.get_mut(&info.query.pg).filter(|pg| pg.is_present(&info.query)) else { return };
-        let Some(position) = pg.position(osd) else { return };
+        let Some(number) = pg.peer_of(osd) else { return };
         if let State::Querying(querying) = &mut pg.state {
-            querying.digests[position] = Some(info.digests);
-            self.compare_digests(shard, info.query.pg);
+            querying.digests[number] = Some(info.digests);
+            querying.lease_ms = querying.lease_ms.max(info.lease_ms.into());
+            self.compare_digests(now, shard, info.query.pg);
         }
     }
 
-    fn compare_digests(&mut self, shard: &mut dyn ShardIndex, id: PgId) {
+    /// Goes on once enough have answered.
+    pub(crate) fn compare_digests(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
+        let past = self.past_intervals(id);
         let Some(pg) = self.pgs.get_mut(&id) else { return };
-        let State::Querying(querying) = &pg.state else { return };
-        let Some(all) = querying.digests.iter().map(Option::as_ref).collect::<Option<Vec<_>>>() else { return };
-        let own = all[pg.own];
-        let buckets = all.iter().fold(Buckets::default(), |set, other| set.union(Buckets::differing(own, other)));
-        if buckets.is_empty() {
-            return self.activate(shard, id);
+        let (acting, waited) = (pg.acting(), now >= pg.round_begun + FORMER_WAIT_MS);
+        let needed = pg.scheme.copies_needed();
+        let State::Querying(querying) = &mut pg.state else { return };
+        let answered = querying.digests.iter().enumerate().fold(0, |mask, (n, d)| mask | u64::from(d.is_some()) << n);
+        if acting & !answered != 0 {
+            return;
         }
-        let mut heads = vec![Vec::new(); pg.width()];
+        let covers = |mask: PeerMask| {
+            let has = |osd| pg.peers.iter().position(|p| p.osd == osd).is_some_and(|n| mask >> n & 1 == 1);
+            past.iter().all(|interval| interval.is_covered(needed, has))
+        };
+        // Those who serve the PG know everything: nobody else need be asked.
+        let asked = if covers(acting) { acting } else { answered };
+        let registered = |number: usize| self.map.osds.contains_key(&pg.peers[number].osd);
+        let expected = bits(!answered & ((1u64 << (pg.peers.len() - 1) << 1).wrapping_sub(1))).any(registered);
+        if asked != acting {
+            querying.incomplete = !covers(asked);
+            if querying.incomplete || (expected && !waited) {
+                return;
+            }
+        }
+        let lease_until = now + querying.lease_ms;
+        let own = querying.digests[pg.own].clone().unwrap_or_else(|| Box::new([0; 256]));
+        let buckets = bits(asked)
+            .filter_map(|number| querying.digests[number].as_ref())
+            .fold(Buckets::default(), |set, other| set.union(Buckets::differing(&own, other)));
+        pg.missing.clear();
+        let staged = if pg.is_coded() { shard.staged(id) } else { Vec::new() };
+        if buckets.is_empty() {
+            self.keep_staged(id, &staged);
+            return self.enter_leasing(now, shard, id, lease_until);
+        }
+        let mut heads = vec![Vec::new(); pg.peers.len()];
         heads[pg.own] = shard.list(id, &buckets);
         let list = PeerList { query: pg.query_message(), buckets };
-        let members = pg.map.acting.clone();
-        let own = pg.own;
-        pg.state = State::Listing(Listing { heads, complete: 1 << own });
-        for (_, member) in members.iter().enumerate().filter(|(position, _)| *position != own) {
-            if let Some(link) = self.links.ready(member.osd, member.incarnation) {
+        let complete = 1 << pg.own;
+        pg.state = State::Listing(Listing { heads, asked, complete, lease_until });
+        let others: Vec<Peer> = bits(asked & !complete).map(|number| pg.peers[number]).collect();
+        self.keep_staged(id, &staged);
+        for peer in others {
+            if let Some(link) = self.links.ready_peer(&peer) {
                 self.send(link, Message::PeerList(list));
             }
+        }
+    }
+
+    /// Changes that are staged on all members alike need only be committed.
+    fn keep_staged(&mut self, id: PgId, staged: &[ObjectHead]) {
+        if let Some(pg) = self.pgs.get_mut(&id) {
+            pg.commits = staged.iter().map(|head| (head.object.whole(), head.version)).collect();
         }
     }
 
@@ -228,105 +352,143 @@ impl Osd {
     ) {
         let id = objects.query.pg;
         let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_present(&objects.query)) else { return };
-        let Some(position) = pg.position(osd) else { return };
-        let all = pg.all_members();
+        let Some(number) = pg.peer_of(osd) else { return };
         let State::Listing(listing) = &mut pg.state else { return };
-        listing.heads[position].extend(objects.heads);
+        listing.heads[number].extend(objects.heads);
         if !objects.more {
-            listing.complete |= 1 << position;
+            listing.complete |= 1 << number;
         }
-        if listing.complete == all {
-            let queue = differing_objects(&listing.heads);
-            pg.state = State::Recovering(Recovering { queue, running: Vec::new() });
-            self.recover(now, shard, id);
+        if listing.complete & listing.asked == listing.asked {
+            let (heads, until) = (std::mem::take(&mut listing.heads), listing.lease_until);
+            let (coded, needed) = (pg.is_coded(), pg.scheme.copies_needed());
+            for (object, shards) in object_state::collect(&heads) {
+                if let Some(missing) = Missing::judge(&pg.peers, coded, needed, shards) {
+                    pg.missing.insert(object, missing);
+                }
+            }
+            let missing = &pg.missing;
+            pg.commits.retain(|(object, _)| !missing.contains_key(object));
+            self.enter_leasing(now, shard, id, until);
         }
     }
 
-    /// All members hold the same: make the interval known before it serves.
-    pub(crate) fn activate(&mut self, shard: &mut dyn ShardIndex, id: PgId) {
+    /// Waits until nobody else can serve reads.
+    fn enter_leasing(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId, until: Millis) {
         let Some(pg) = self.pgs.get_mut(&id) else { return };
-        if pg.activated {
-            return self.enter_active(shard, id);
+        let unfenced = if pg.map.unfenced.is_empty() { 0 } else { pg.heard + REGISTRATION_LEASE_WAIT_MS };
+        pg.state = State::Leasing { until: until.max(unfenced) };
+        self.leases_ended(now, shard, id);
+    }
+
+    pub(crate) fn leases_ended(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
+        let Some(pg) = self.pgs.get_mut(&id) else { return };
+        if !matches!(pg.state, State::Leasing { until } if until <= now) {
+            return;
+        }
+        if pg.activated || !pg.has_quorum() {
+            return self.enter_active(now, shard, id);
         }
         pg.state = State::Activating;
-        let (epoch, acting) = (pg.map.epoch, pg.map.acting.clone());
-        self.outputs.push_back(Output::Activate { pg: id, epoch, acting });
+        self.record_activation(id);
     }
 
-    pub(crate) fn pg_activated(&mut self, shard: &mut dyn ShardIndex, id: PgId, epoch: Epoch, ok: bool) {
-        let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.map.epoch == epoch && ok) else { return };
+    /// Makes the interval, and who is complete in it, known.
+    fn record_activation(&mut self, id: PgId) {
+        let Some(pg) = self.pgs.get_mut(&id).filter(|pg| !pg.recording) else { return };
+        let complete = pg.complete_members();
+        pg.record_min = pg.record_min.min(pg.min_size);
+        pg.recording = true;
+        pg.recorded_complete = complete.len() == pg.map.members().count();
+        let record = pg.record(complete);
+        self.outputs.push_back(Output::Activate { pg: id, record });
+    }
+
+    pub(crate) fn pg_activated(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId, epoch: Epoch, ok: bool) {
+        let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.map.epoch == epoch) else { return };
+        pg.recording = false;
+        if !ok {
+            // The PG has a newer epoch, of which we will hear.
+            pg.recorded_complete = false;
+            return;
+        }
         pg.activated = true;
         if matches!(pg.state, State::Activating) {
-            self.enter_active(shard, id);
+            self.enter_active(now, shard, id);
         }
     }
 
-    fn enter_active(&mut self, shard: &mut dyn ShardIndex, id: PgId) {
+    fn enter_active(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         pg.state = State::Active;
+        (pg.cursor, pg.recoveries) = (None, 0);
         let waiting = std::mem::take(&mut pg.waiting);
-        for tombstone in shard.tombstones(id) {
-            self.collect(id, tombstone.object, tombstone.version);
-        }
         for op in waiting {
             self.enqueue(shard, op);
+        }
+        self.recover(now, shard, id);
+        self.became_complete(shard, id);
+    }
+
+    /// If nothing is missing any more: says so, and forgets what was kept for members that were away.
+    pub(crate) fn became_complete(&mut self, shard: &mut dyn ShardIndex, id: PgId) {
+        let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_writable() && pg.missing.is_empty()) else { return };
+        if pg.map.members().count() == pg.scheme.width() {
+            pg.dirty.clear();
+        }
+        if !pg.recorded_complete {
+            return self.record_activation(id);
+        }
+        for tombstone in shard.tombstones(id) {
+            self.collect(shard, id, tombstone.object.whole(), tombstone.version);
         }
     }
 
     /// Something failed on a member: pause, then start over.
     pub(crate) fn pg_stall(&mut self, now: Millis, id: PgId) {
         self.take_back(id, true);
-        if let Some(pg) = self.pgs.get_mut(&id) {
+        if let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_primary()) {
             pg.round += 1;
             pg.state = State::Stalled { until: now + STALL_MS };
         }
     }
 
-    pub(crate) fn retry_stalled(&mut self, now: Millis, shard: &mut dyn ShardIndex) {
-        let due = |pg: &Pg| matches!(pg.state, State::Stalled { until } if until <= now);
-        let ids: Vec<_> = self.pgs.iter().filter(|(_, pg)| due(pg)).map(|(id, _)| *id).collect();
+    /// What only waits for time to pass.
+    pub(crate) fn poll_pgs(&mut self, now: Millis, shard: &mut dyn ShardIndex) {
+        let ids: Vec<_> = self.pgs.iter().filter(|(_, pg)| pg.is_primary()).map(|(id, _)| *id).collect();
         for id in ids {
-            self.begin_round(shard, id);
+            match &self.pgs[&id].state {
+                State::Stalled { until } if *until <= now => self.begin_round(now, shard, id),
+                State::Querying(_) => self.compare_digests(now, shard, id),
+                State::Leasing { .. } => self.leases_ended(now, shard, id),
+                State::Active => {
+                    self.commit_staged(shard, id);
+                    self.recover(now, shard, id);
+                    self.became_complete_later(shard, id);
+                }
+                _ => {}
+            }
         }
     }
-}
 
-/// What must be copied where, from each member's heads: the newest version wins. It includes every acknowledged change,
-/// because those are on all members, and every older one, because members apply changes in order.
-fn differing_objects(heads: &[Vec<ObjectHead>]) -> VecDeque<Restore> {
-    let mut versions: BTreeMap<ObjectId, SmallVec<[Version; 4]>> = BTreeMap::new();
-    for (position, list) in heads.iter().enumerate() {
-        for head in list {
-            let of_members = versions.entry(head.object).or_insert_with(|| smallvec![Version::NONE; heads.len()]);
-            of_members[position] = head.version;
+    /// Catches up with a record that could not be written while another was on its way.
+    fn became_complete_later(&mut self, shard: &mut dyn ShardIndex, id: PgId) {
+        if self.pgs.get(&id).is_some_and(|pg| !pg.recorded_complete && !pg.recording) {
+            self.became_complete(shard, id);
         }
     }
-    versions.into_iter().filter_map(|(object, versions)| Restore::newest(object, versions)).collect()
-}
 
-impl Restore {
-    /// Brings the newest version to all members, if some lack it.
-    fn newest(object: ObjectId, versions: SmallVec<[Version; 4]>) -> Option<Restore> {
-        let version = versions.iter().copied().max()?;
-        let holding = |wanted: bool| {
-            let positions = versions.iter().enumerate().filter(|(_, v)| (**v == version) == wanted);
-            positions.fold(0, |mask, (position, _)| mask | 1 << position)
-        };
-        let (sources, laggards) = (holding(true), holding(false));
-        let stage = RestoreStage::Fetching { from: 0 };
-        (laggards != 0).then(|| Restore { object, version, sources, laggards, versions, undoes: false, stage })
-    }
-
-    /// The newest version cannot be read anywhere. Not all members have it, so it was never acknowledged, nor read: the
-    /// next older one, possibly "does not exist", takes its place. False if all members have the same.
-    pub(crate) fn undo_newest(&mut self) -> bool {
-        let newest = self.version;
-        let Some(older) = self.versions.iter().copied().filter(|v| *v < newest).max() else { return false };
-        let holds = self.versions.iter().enumerate().filter(|(_, v)| **v == older);
-        self.sources = holds.fold(0, |mask, (position, _)| mask | 1 << position);
-        self.laggards = ((1u32 << self.versions.len()) - 1) as MemberMask;
-        self.version = older;
-        self.undoes = true;
-        true
+    /// OSDs that should work with us and that we cannot reach.
+    pub(crate) fn unreachable(&self) -> BTreeSet<Member> {
+        let mut found = BTreeSet::new();
+        for pg in self.pgs.values().filter(|pg| pg.is_primary()) {
+            for peer in pg.peers.iter().filter(|peer| peer.osd != self.options.id) {
+                let Some(member) = peer.member else { continue };
+                let out = self.links.outgoing.get(&peer.osd);
+                if out.is_some_and(|out| out.has_failed()) || self.links.runs_otherwise(member) {
+                    found.insert(member);
+                }
+            }
+        }
+        found
     }
 }

@@ -1,0 +1,70 @@
+//! Removes copies that nobody needs any more: of PGs that are complete elsewhere, and shards of numbers we no longer serve.
+
+use std::collections::BTreeSet;
+
+use cluster_proto::PgId;
+use cluster_proto::shard::{Buckets, ObjectHead, ShardIndex, ShardOp};
+
+use crate::op::{Kind, Local};
+use crate::osd::{Osd, Output};
+
+/// Removals under way at once, of all PGs together.
+const AT_ONCE: usize = 64;
+
+/// PGs of which we may have leftovers.
+#[derive(Default)]
+pub(crate) struct Purge {
+    pgs: BTreeSet<PgId>,
+}
+
+impl Osd {
+    /// The map, or the activation record, of a PG has changed.
+    pub(crate) fn note_leftovers(&mut self, shard: &dyn ShardIndex, id: PgId) {
+        let known_pool = self.map.pools.contains_key(&id.pool);
+        if known_pool && self.is_complete(id) && shard.digests(id) != [0; 256] {
+            self.purge.pgs.insert(id);
+        }
+    }
+
+    /// Whether everything of the PG is on all the OSDs where it should be, for good: the record says so, and what the next
+    /// interval must know begins with it.
+    fn is_complete(&self, id: PgId) -> bool {
+        let (Some(map), Some(record)) = (self.map.pgs.get(&id), self.map.activations.get(&id)) else { return false };
+        let has_all = map.members().map(|(_, m)| m.osd).all(|osd| record.complete.contains(&osd));
+        let as_planned = map.target.len() == map.acting.len()
+            && map.target.iter().all(|osd| map.shard_of(*osd).is_some());
+        record.epoch == map.epoch && record.acting == map.acting && has_all && as_planned
+    }
+
+    /// Whether a copy is not ours to keep.
+    fn is_leftover(&self, id: PgId, head: &ObjectHead) -> bool {
+        let coded = self.pgs.get(&id).is_some_and(|pg| pg.is_coded());
+        let serves = self.map.pgs.get(&id).and_then(|map| map.shard_of(self.options.id));
+        serves.is_none_or(|part| coded && part != usize::from(head.object.part))
+    }
+
+    /// Removes some leftovers.
+    pub(crate) fn poll_purge(&mut self, shard: &mut dyn ShardIndex) {
+        let Some(id) = self.purge.pgs.first().copied() else { return };
+        let busy = self.ops.ids().any(|(_, op)| op.pg == id && matches!(op.kind, Kind::Background));
+        if busy {
+            return;
+        }
+        let heads = if self.is_complete(id) { shard.list(id, &Buckets::ALL) } else { Vec::new() };
+        let leftovers: Vec<_> = heads.into_iter().filter(|head| self.is_leftover(id, head)).take(AT_ONCE).collect();
+        if leftovers.is_empty() {
+            self.purge.pgs.remove(&id);
+        }
+        for head in leftovers {
+            let op = self.new_op(id, Kind::Background);
+            let drop = ShardOp::Drop { object: head.object, version: head.version };
+            if let Some(op) = self.ops.get_mut(op) {
+                op.local = Local::Mutation;
+            }
+            if let Some(pg) = self.pgs.get_mut(&id) {
+                pg.local_mutations += 1;
+            }
+            self.outputs.push_back(Output::Local { tag: op.0, op: drop });
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! Brings objects to the members that lack them, while the PG serves clients.
+//!
+//! A recovery holds its object against changes, not against reads. Replicated: the object is fetched from a member that
+//! has it, ourselves if we do; of a member that missed only changes we know of, only those sectors are replaced. A source with damaged
+//! sectors is repaired first, from whatever copy has content with the right checksum. Erasure-coded: what too few shards got is taken
+//! back, then the missing shards are computed from others.
+
+use buffer::Buffer;
+use cluster_proto::crc::Crcs;
+use cluster_proto::ids::{ObjectId, PgId, Version};
+use cluster_proto::layout::SectorRange;
+use cluster_proto::limits::{SECTORS_PER_OBJECT_MAX, WIRE_REQUESTS_MAX};
+use cluster_proto::link::Millis;
+use cluster_proto::locks::{Access, Hold};
+use cluster_proto::shard::{AppliedRequest, ObjectContent, ShardIndex, ShardOp, ShardOutcome};
+use cluster_proto::status::Status;
+
+use crate::op::{Kind, OpId, PeerMask, bits};
+use crate::osd::Osd;
+use crate::pg::{Missing, Pg};
+
+/// Objects under way at once in one PG.
+const PER_PG: u32 = 4;
+/// Objects under way at once that this OSD recovers, without and with clients' requests at the same time.
+const AT_ONCE: (u32, u32) = (16, 4);
+/// A recovery that failed is tried again after so long. Milliseconds.
+const RETRY_MS: Millis = 2_000;
+
+/// How much recovery goes on at once.
+#[derive(Default)]
+pub(crate) struct RecoveryPace {
+    /// Recoveries under way.
+    running: u32,
+    /// Clients are being served.
+    busy: bool,
+}
+
+impl RecoveryPace {
+    /// Looks at the clients' load.
+    pub fn tick(&mut self, held_requests: usize) {
+        self.busy = held_requests > 0;
+    }
+
+    fn has_room(&self) -> bool {
+        self.running < if self.busy { AT_ONCE.1 } else { AT_ONCE.0 }
+    }
+}
+
+/// An object on its way to members.
+#[derive(Debug)]
+pub(crate) struct Recovery {
+    pub object: ObjectId,
+    pub stage: Stage,
+    /// Sources that turned out to be of no use.
+    pub tried: PeerMask,
+    /// Some member could not be given the object.
+    pub failed: bool,
+    /// Shards gathered of an erasure-coded object.
+    pub gathered: Vec<(u8, ObjectContent)>,
+}
+
+/// How far a [`Recovery`] is. Numbers are those of peers.
+#[derive(Debug)]
+pub(crate) enum Stage {
+    /// Waiting for changes of the object that are under way.
+    Locking,
+    /// Taking back what too few shards got.
+    RollingBack,
+    /// Asking `from` for the object; with `base`, for what changed since that version.
+    Fetching { from: usize, base: Option<Version> },
+    /// Asking holders of shards for them.
+    Gathering,
+    /// `from` has damaged sectors: asking others for sectors with these checksums, in whatever version.
+    Salvaging { from: usize, bad: SectorRange, crcs: Crcs, asked: PeerMask },
+    /// Rewriting the damaged sectors of `from`.
+    Repairing { from: usize, count: u32 },
+    /// Asking for the content of an older version that takes the place of the one that counts.
+    Undoing { older: Version },
+    /// Writing to the members that lag behind.
+    Copying,
+}
+
+impl Pg {
+    /// The next object to recover in the background.
+    fn next_missing(&mut self) -> Option<ObjectId> {
+        let fits = |missing: &Missing| missing.running.is_none() && !missing.is_unfound && !missing.failed;
+        let after = match self.cursor {
+            Some(object) => self.missing.range((std::ops::Bound::Excluded(object), std::ops::Bound::Unbounded)),
+            None => self.missing.range(..),
+        };
+        let found = after.into_iter().find(|(_, missing)| fits(missing)).map(|(object, _)| *object);
+        self.cursor = found;
+        found
+    }
+
+    /// Whether a version of an object may be shown to clients before all members have it: it will be found again, whoever peers
+    /// next.
+    pub fn is_safe_to_show(&self, object: &ObjectId, past: &[cluster_proto::map::Interval]) -> bool {
+        let Some(missing) = self.missing.get(object) else { return true };
+        if missing.is_unfound {
+            return false;
+        }
+        if self.holders(object).count_ones() >= self.min_size as u32 {
+            return true;
+        }
+        let holders = missing.holders();
+        let has = |osd| self.peer_of(osd).is_some_and(|peer| holders >> peer & 1 == 1);
+        past.iter().any(|interval| {
+            let complete = interval.complete.iter().all(|osd| has(*osd)) && !interval.complete.is_empty();
+            complete && interval.osds().filter(|osd| has(*osd)).count() >= usize::from(interval.min_size)
+        })
+    }
+
+    /// Whether a version that cannot be read was never acknowledged nor shown: a member that must have it, if it was, does not.
+    fn is_unacknowledged(&self, object: &ObjectId, past: &[cluster_proto::map::Interval]) -> bool {
+        let Some(missing) = self.missing.get(object) else { return false };
+        let Some(last) = past.iter().max_by_key(|interval| interval.epoch) else { return false };
+        let older = |peer: usize| missing.shard_at(peer, 0).is_none_or(|shard| shard.version < missing.version);
+        let proves = |osd: &cluster_proto::OsdId| self.peer_of(*osd).is_some_and(older);
+        last.epoch == missing.version.epoch() && last.complete.iter().any(proves) && !self.is_safe_to_show(object, past)
+    }
+}
+
+impl Osd {
+    /// Keeps recoveries of a PG going, those that failed a while ago too.
+    pub(crate) fn recover(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
+        let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_active()) else { return };
+        if pg.retry_at <= now {
+            pg.retry_at = now + RETRY_MS;
+            pg.cursor = None;
+            pg.missing.values_mut().for_each(|missing| missing.failed = false);
+            let wanted = |(object, missing): (&ObjectId, &Missing)| (!missing.waiting.is_empty()).then_some(*object);
+            let wanted: Vec<ObjectId> = pg.missing.iter().filter_map(wanted).collect();
+            wanted.into_iter().for_each(|object| self.recover_now(id, object));
+        }
+        self.recover_more(id);
+    }
+
+    fn recover_more(&mut self, id: PgId) {
+        loop {
+            let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_active() && pg.recoveries < PER_PG) else { return };
+            if !self.recovery.has_room() {
+                return;
+            }
+            let Some(object) = pg.next_missing() else { return };
+            self.recover_now(id, object);
+        }
+    }
+
+    /// Recovers an object that somebody waits for, or whose turn it is.
+    pub(crate) fn recover_now(&mut self, id: PgId, object: ObjectId) {
+        let Some(pg) = self.pgs.get_mut(&id) else { return };
+        let Some(missing) = pg.missing.get(&object) else { return };
+        if missing.running.is_some() || missing.is_unfound || missing.failed {
+            return;
+        }
+        let recovery = Recovery { object, stage: Stage::Locking, tried: 0, failed: false, gathered: Vec::new() };
+        let op = self.new_op(id, Kind::Recovery(Box::new(recovery)));
+        self.recovery.running += 1;
+        let Some(pg) = self.pgs.get_mut(&id) else { return };
+        pg.recoveries += 1;
+        if let Some(missing) = pg.missing.get_mut(&object) {
+            missing.running = Some(op);
+        }
+        let all = SectorRange::new(0, SECTORS_PER_OBJECT_MAX);
+        if pg.locks.acquire(object, Hold { op, sectors: all, access: Access::Copy }) {
+            self.ready.push_back(op);
+        }
+    }
+
+    /// The object of a recovery stands still.
+    pub(crate) fn recovery_start(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        if pg.is_coded() {
+            return self.ec_recovery_start(shard, id);
+        }
+        let stale = pg.missing.get(&object).map_or(0, |missing| missing.stale);
+        if stale == 0 {
+            return self.recovery_finish(shard, id);
+        }
+        self.fetch_object(shard, id);
+    }
+
+    pub(crate) fn recovery_of(&mut self, id: OpId) -> Option<(&mut Pg, ObjectId)> {
+        let op = self.ops.get_mut(id)?;
+        let Kind::Recovery(recovery) = &op.kind else { return None };
+        let object = recovery.object;
+        Some((self.pgs.get_mut(&op.pg)?, object))
+    }
+
+    pub(crate) fn recovery_mut(&mut self, id: OpId) -> Option<&mut Recovery> {
+        match self.ops.get_mut(id)? {
+            crate::op::Op { kind: Kind::Recovery(recovery), .. } => Some(recovery),
+            _ => None,
+        }
+    }
+
+    /// Asks the next peer that has the object; ourselves first, if we do.
+    fn fetch_object(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some(tried) = self.recovery_mut(id).map(|recovery| recovery.tried) else { return };
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        let Some(from) = pg.sources(&object).find(|peer| tried >> peer & 1 == 0) else {
+            return self.undo_or_fail(shard, id);
+        };
+        let patch = pg.patch_base(&object, from);
+        let ask = match &patch {
+            Some((_, sectors)) => ShardOp::FetchPart { object, sectors: sectors.clone() },
+            None => ShardOp::Fetch { object },
+        };
+        if let Some(recovery) = self.recovery_mut(id) {
+            recovery.tried |= 1 << from;
+            recovery.stage = Stage::Fetching { from, base: patch.map(|(base, _)| base) };
+        }
+        self.send_to_peer(shard, id, from, ask);
+    }
+
+    pub(crate) fn recovery_step(
+        &mut self,
+        now: Millis,
+        shard: &mut dyn ShardIndex,
+        id: OpId,
+        peer: usize,
+        outcome: ShardOutcome,
+    ) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let (pg, settled) = (op.pg, op.is_settled());
+        if outcome == ShardOutcome::Failed(Status::Retry) {
+            return self.pg_fail(now, pg, "a member is in another round");
+        }
+        let Kind::Recovery(recovery) = &mut op.kind else { return };
+        let version = self.pgs.get(&pg).and_then(|pg| pg.missing.get(&recovery.object)).map_or(Version::NONE, |m| m.version);
+        match (&mut recovery.stage, outcome) {
+            (Stage::RollingBack, outcome) => self.ec_rolled_back(shard, id, peer, settled, &outcome),
+            (Stage::Gathering, outcome) => self.ec_gathered(shard, id, peer, settled, outcome),
+            (Stage::Fetching { base, .. }, ShardOutcome::Fetched { version: found, content }) if found == version => {
+                let base = *base;
+                self.copy_to_stale(shard, id, version, base, content);
+            }
+            (&mut Stage::Fetching { from, .. }, ShardOutcome::Corrupt { version: found, sectors, crcs })
+                if found == version && !sectors.is_empty() =>
+            {
+                let bad = sectors[0];
+                let crcs = crcs[..(bad.count as usize).min(crcs.len())].into();
+                recovery.stage = Stage::Salvaging { from, bad, crcs, asked: 1 << from };
+                self.salvage(shard, id);
+            }
+            (Stage::Salvaging { crcs: wanted, .. }, ShardOutcome::Read { data, crcs, .. }) if *wanted == crcs => {
+                self.repair_source(shard, id, version, data, crcs);
+            }
+            (Stage::Salvaging { .. }, _) => self.salvage(shard, id),
+            (&mut Stage::Repairing { from, count }, ShardOutcome::Done) => {
+                let object = recovery.object;
+                recovery.tried &= !(1 << from);
+                self.stats.repaired_sectors += u64::from(count);
+                self.notice(format!("object {object}: repaired {count} damaged sectors from another copy"));
+                self.fetch_object(shard, id);
+            }
+            (Stage::Fetching { .. } | Stage::Repairing { .. }, _) => self.fetch_object(shard, id),
+            (&mut Stage::Undoing { older }, ShardOutcome::Fetched { version: found, content }) if found == older => {
+                self.undo(shard, id, older, content);
+            }
+            (Stage::Undoing { .. }, _) => self.recovery_failed(shard, id),
+            (Stage::Copying, ShardOutcome::Done) => self.copied(shard, id, Some(peer), settled),
+            (Stage::Copying, other) => {
+                recovery.failed = true;
+                self.notice(format!("pg {pg}: a copy of an object could not be written: {other:?}"));
+                self.copied(shard, id, None, settled);
+            }
+            (Stage::Locking, _) => debug_assert!(false, "nothing was asked yet"),
+        }
+    }
+
+    /// The version that counts is on a peer with damaged sectors. Other versions may still have the same content there: asks
+    /// the next peer for it, or gives this source up.
+    fn salvage(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some(count) = self.recovery_of(id).map(|(pg, _)| pg.peers().len()) else { return };
+        let Some(recovery) = self.recovery_mut(id) else { return };
+        let object = recovery.object;
+        let Stage::Salvaging { bad, asked, .. } = &mut recovery.stage else { return };
+        let Some(next) = (0..count).find(|peer| *asked >> peer & 1 == 0) else {
+            return self.fetch_object(shard, id);
+        };
+        *asked |= 1 << next;
+        let read = ShardOp::Read { object, sectors: *bad };
+        if !self.is_reachable(id, next) {
+            return self.salvage(shard, id);
+        }
+        self.send_to_peer(shard, id, next, read);
+    }
+
+    /// Whether a peer outside the acting set can be asked at all.
+    fn is_reachable(&mut self, id: OpId, peer: usize) -> bool {
+        let Some(op) = self.ops.get_mut(id) else { return false };
+        let Some(pg) = self.pgs.get(&op.pg) else { return false };
+        peer == pg.own() || self.links.ready_peer(&pg.peers()[peer]).is_some()
+    }
+
+    fn repair_source(&mut self, shard: &mut dyn ShardIndex, id: OpId, version: Version, data: Buffer, crcs: Crcs) {
+        let Some(recovery) = self.recovery_mut(id) else { return };
+        let Stage::Salvaging { from, bad, .. } = recovery.stage else { return };
+        recovery.stage = Stage::Repairing { from, count: bad.count };
+        let object = recovery.object;
+        self.send_to_peer(shard, id, from, ShardOp::Repair { object, version, sectors: bad, data, crcs });
+    }
+
+    /// No source can be read. If the version was never acknowledged nor shown, nothing is lost with it: the next older one, possibly
+    /// "does not exist", takes its place.
+    fn undo_or_fail(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let pg_id = op.pg;
+        let past = self.past_intervals(pg_id);
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        let Some(missing) = pg.missing.get(&object) else { return };
+        let older = missing.shards.iter().filter(|s| s.version < missing.version).max_by_key(|s| s.version).copied();
+        if !pg.is_unacknowledged(&object, &past) {
+            self.notice(format!("pg {pg_id}: no member can read object {object}"));
+            return self.recovery_failed(shard, id);
+        }
+        let Some(older) = older.filter(|shard| !shard.deleted) else {
+            let content = ObjectContent { deleted: true, ..ObjectContent::default() };
+            return self.undo(shard, id, Version::NONE, content);
+        };
+        if let Some(recovery) = self.recovery_mut(id) {
+            recovery.stage = Stage::Undoing { older: older.version };
+        }
+        self.send_to_peer(shard, id, usize::from(older.peer), ShardOp::Fetch { object });
+    }
+
+    /// Puts the content of an older version on all members as a new one, together with a mark that the requests that made
+    /// the lost version have not taken effect: their clients will send them again.
+    fn undo(&mut self, shard: &mut dyn ShardIndex, id: OpId, older: Version, mut content: ObjectContent) {
+        content.requests.truncate(WIRE_REQUESTS_MAX - 1);
+        content.requests.push(AppliedRequest::undone_above(older));
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        let (version, stale) = (pg.next_version(), pg.acting());
+        if let Some(missing) = pg.missing.get_mut(&object) {
+            (missing.version, missing.deleted, missing.stale) = (version, content.deleted, stale);
+            missing.shards.clear();
+        }
+        self.notice(format!("object {object}: an unacknowledged change is damaged and was undone"));
+        self.copy_to_stale(shard, id, version, None, content);
+    }
+
+    /// The object's content arrived: on to those who lack it.
+    fn copy_to_stale(
+        &mut self,
+        shard: &mut dyn ShardIndex,
+        id: OpId,
+        version: Version,
+        base: Option<Version>,
+        content: ObjectContent,
+    ) {
+        let Some(recovery) = self.recovery_mut(id) else { return };
+        recovery.stage = Stage::Copying;
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        let stale = pg.missing.get(&object).map_or(0, |missing| missing.stale);
+        let sectors = base.and_then(|base| pg.dirty.since(&object, base)).map(<[SectorRange]>::to_vec);
+        let change = match (base, sectors) {
+            (Some(base), Some(sectors)) => ShardOp::Patch { object, base, version, sectors, content },
+            _ => ShardOp::Restore { object, version, content },
+        };
+        if stale == 0 {
+            return self.recovery_finish(shard, id);
+        }
+        self.send_to(shard, id, stale, change);
+    }
+
+    /// A member has the object now, or could not be given it.
+    fn copied(&mut self, shard: &mut dyn ShardIndex, id: OpId, peer: Option<usize>, settled: bool) {
+        let failed = self.recovery_mut(id).is_some_and(|recovery| recovery.failed);
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        if let Some(peer) = peer {
+            let part = pg.name_at(object, peer).part;
+            if let Some(missing) = pg.missing.get_mut(&object) {
+                missing.restored(peer, part);
+            }
+        }
+        if settled && failed {
+            self.recovery_failed(shard, id);
+        } else if settled {
+            self.recovery_finish(shard, id);
+        }
+    }
+
+    /// Some member could not be given the object. It is tried again later; requests that can do without it go on.
+    pub(crate) fn recovery_failed(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        if let Some(missing) = pg.missing.get_mut(&object) {
+            missing.failed = true;
+        }
+        self.recovery_end(shard, id);
+    }
+
+    pub(crate) fn recovery_finish(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        let coded = pg.is_coded();
+        if let Some(missing) = pg.missing.get(&object)
+            && coded
+            && missing.stale == 0
+            && missing.shards.iter().any(|s| s.version == missing.version && s.staged_over.is_some())
+        {
+            pg.commits.push((object, missing.version));
+        }
+        if pg.missing.get(&object).is_some_and(|missing| missing.stale == 0) {
+            let waiting = pg.missing.remove(&object).map(|missing| missing.waiting).unwrap_or_default();
+            self.stats.recovered_objects += 1;
+            self.wake(shard, waiting);
+        }
+        self.recovery_end(shard, id);
+    }
+
+    /// Lets requests try again that waited for their object.
+    fn wake(&mut self, shard: &mut dyn ShardIndex, waiting: Vec<OpId>) {
+        for op in waiting {
+            self.enqueue(shard, op);
+        }
+    }
+
+    fn recovery_end(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some(op) = self.ops.remove(id) else { return };
+        let Kind::Recovery(recovery) = op.kind else { return };
+        self.recovery.running -= 1;
+        let Some(pg) = self.pgs.get_mut(&op.pg) else { return };
+        pg.recoveries -= 1;
+        if let Some(missing) = pg.missing.get_mut(&recovery.object) {
+            missing.running = None;
+        }
+        self.ready.extend(pg.locks.release(recovery.object, id));
+        if pg.missing.is_empty() {
+            self.became_complete(shard, op.pg);
+        }
+        self.recover_more(op.pg);
+    }
+
+    /// A recovery is given up with its round.
+    pub(crate) fn recovery_dropped(&mut self, id: OpId) {
+        if self.recovery_mut(id).is_some() {
+            self.recovery.running -= 1;
+        }
+    }
+
+    /// An operation of the cluster's own whose outcome does not matter.
+    pub(crate) fn in_background(&mut self, shard: &dyn ShardIndex, pg: PgId, members: PeerMask, op: ShardOp) {
+        if members != 0 {
+            let id = self.new_op(pg, Kind::Background);
+            self.send_to(shard, id, members, op);
+        }
+    }
+
+    /// Commits staged changes that all members have.
+    pub(crate) fn commit_staged(&mut self, shard: &dyn ShardIndex, id: PgId) {
+        let Some(pg) = self.pgs.get_mut(&id) else { return };
+        for (object, version) in std::mem::take(&mut pg.commits) {
+            let Some(members) = self.pgs.get(&id).map(|pg| pg.holders(&object)) else { return };
+            self.in_background(shard, id, members, ShardOp::Commit { object, version });
+        }
+    }
+}
+
+impl Pg {
+    /// If all members that lack the object have one version of it, since which `from`, that is we, knows what changed: that
+    /// version and those sectors.
+    fn patch_base(&self, object: &ObjectId, from: usize) -> Option<(Version, Vec<SectorRange>)> {
+        if from != self.own() {
+            return None;
+        }
+        let missing = self.missing.get(object).filter(|missing| !missing.deleted)?;
+        let mut bases = bits(missing.stale).map(|peer| missing.shard_at(peer, 0).filter(|shard| !shard.deleted));
+        let base = bases.next()??.version;
+        if !bases.all(|shard| shard.is_some_and(|shard| shard.version == base)) {
+            return None;
+        }
+        let sectors = self.dirty.since(object, base)?;
+        (!sectors.is_empty()).then(|| (base, sectors.to_vec()))
+    }
+}
