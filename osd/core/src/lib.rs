@@ -6,19 +6,21 @@
 //! [`ShardIndex`](cluster_proto::shard::ShardIndex).
 //!
 //! - [`request`](mod@request): a client's request comes in, waits for its PG and its object, is answered;
-//! - [`write`](mod@write), [`read`](mod@read), [`compare`](mod@compare), [`sync`](mod@sync): what the primary does;
+//! - [`write`](mod@write), [`read`](mod@read), [`ec`](mod@ec): what the primary does;
+//! - [`recovery`](mod@recovery), [`purge`](mod@purge): how copies come to where they should be, and go from elsewhere;
 //! - [`secondary`](mod@secondary): what a member does for a primary;
 //! - [`pg`]: state, locks, peering and recovery of a placement group.
 
-mod compare;
+mod ec;
 mod links;
 mod op;
 mod osd;
 mod pg;
+mod purge;
 mod read;
+mod recovery;
 mod request;
 mod secondary;
-mod sync;
 mod write;
 
 pub use osd::{Osd, OsdOptions, Output};

@@ -9,7 +9,7 @@ use crate::op::{Kind, Local};
 use crate::osd::{Osd, Output};
 
 /// Removals under way at once, of all PGs together.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 512;
 
 /// PGs of which we may have leftovers.
 #[derive(Default)]

@@ -69,7 +69,7 @@ pub(crate) enum Stage {
     /// Asking `from` for the object; with `base`, for what changed since that version.
     Fetching { from: usize, base: Option<Version> },
     /// Asking holders of shards for them.
-    Gathering,
+    Gathering { asked: Vec<(u8, usize)> },
     /// `from` has damaged sectors: asking others for sectors with these checksums, in whatever version.
     Salvaging { from: usize, bad: SectorRange, crcs: Crcs, asked: PeerMask },
     /// Rewriting the damaged sectors of `from`.
@@ -123,7 +123,7 @@ impl Pg {
 
 impl Osd {
     /// Keeps recoveries of a PG going, those that failed a while ago too.
-    pub(crate) fn recover(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
+    pub(crate) fn recover(&mut self, now: Millis, id: PgId) {
         let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_active()) else { return };
         if pg.retry_at <= now {
             pg.retry_at = now + RETRY_MS;
@@ -231,7 +231,7 @@ impl Osd {
         let version = self.pgs.get(&pg).and_then(|pg| pg.missing.get(&recovery.object)).map_or(Version::NONE, |m| m.version);
         match (&mut recovery.stage, outcome) {
             (Stage::RollingBack, outcome) => self.ec_rolled_back(shard, id, peer, settled, &outcome),
-            (Stage::Gathering, outcome) => self.ec_gathered(shard, id, peer, settled, outcome),
+            (Stage::Gathering { .. }, outcome) => self.ec_gathered(shard, id, peer, settled, outcome),
             (Stage::Fetching { base, .. }, ShardOutcome::Fetched { version: found, content }) if found == version => {
                 let base = *base;
                 self.copy_to_stale(shard, id, version, base, content);

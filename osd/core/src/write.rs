@@ -94,6 +94,7 @@ impl Osd {
             pg.note_change(object, version, deletes);
         }
         self.finish(id, Status::Ok, version, ReplyBody::Empty);
+        self.commit_if_many(shard, pg_id);
         if deletes {
             self.collect(shard, pg_id, object, version);
         }

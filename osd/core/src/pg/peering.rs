@@ -425,7 +425,7 @@ impl Osd {
         for op in waiting {
             self.enqueue(shard, op);
         }
-        self.recover(now, shard, id);
+        self.recover(now, id);
         self.became_complete(shard, id);
     }
 
@@ -462,7 +462,7 @@ impl Osd {
                 State::Leasing { .. } => self.leases_ended(now, shard, id),
                 State::Active => {
                     self.commit_staged(shard, id);
-                    self.recover(now, shard, id);
+                    self.recover(now, id);
                     self.became_complete_later(shard, id);
                 }
                 _ => {}

@@ -1,0 +1,222 @@
+//! Recovery of erasure-coded objects: what too few shards got is taken back, what is missing computed.
+
+use std::collections::BTreeSet;
+
+use buffer::BufferMut;
+use cluster_proto::SECTOR;
+use cluster_proto::crc::{ZERO_SECTOR_CRC, crc32c};
+use cluster_proto::ids::Version;
+use cluster_proto::layout::SectorRange;
+use cluster_proto::shard::{ObjectContent, ShardIndex, ShardOp, ShardOutcome};
+use erasure::Code;
+
+use crate::op::{OpId, bits};
+use crate::osd::Osd;
+use crate::recovery::Stage;
+
+impl Osd {
+    /// The object stands still: first everybody goes back to the version that counts who can.
+    pub(crate) fn ec_recovery_start(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        let Some(missing) = pg.missing.get(&object) else { return self.recovery_finish(shard, id) };
+        let ahead = |s: &&crate::pg::Shard| s.version != missing.version && s.staged_over == Some(missing.version);
+        // One operation at a time per peer: who has several such shards is asked again.
+        let mut peers = BTreeSet::new();
+        let back: Vec<_> = missing.shards.iter().filter(ahead).filter(|s| peers.insert(s.peer)).copied().collect();
+        if back.is_empty() {
+            return self.ec_gather_shards(shard, id);
+        }
+        if let Some(recovery) = self.recovery_mut(id) {
+            recovery.stage = Stage::RollingBack;
+        }
+        for s in back {
+            let rollback = ShardOp::Rollback { object: object.shard(s.part), version: s.version };
+            self.send_to_peer(shard, id, s.peer.into(), rollback);
+        }
+    }
+
+    pub(crate) fn ec_rolled_back(
+        &mut self,
+        shard: &mut dyn ShardIndex,
+        id: OpId,
+        peer: usize,
+        settled: bool,
+        outcome: &ShardOutcome,
+    ) {
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        let own_part = pg.name_at(object, peer).part;
+        let acts = pg.peers()[peer].shard.is_some();
+        let Some(missing) = pg.missing.get_mut(&object) else { return };
+        if *outcome == ShardOutcome::Done {
+            let version = missing.version;
+            let ahead = |s: &crate::pg::Shard| usize::from(s.peer) == peer && s.staged_over == Some(version) && s.version != version;
+            if let Some(at) = missing.shards.iter().position(ahead) {
+                let part = missing.shards[at].part;
+                missing.shards[at].version = version;
+                missing.shards[at].staged_over = None;
+                if version == Version::NONE {
+                    missing.shards.remove(at);
+                }
+                if acts && part == own_part {
+                    missing.stale &= !(1 << peer);
+                }
+            }
+        } else if let Some(recovery) = self.recovery_mut(id) {
+            recovery.failed = true;
+        }
+        if settled {
+            match self.recovery_mut(id).is_some_and(|recovery| recovery.failed) {
+                true => self.recovery_failed(shard, id),
+                false => self.ec_recovery_start(shard, id),
+            }
+        }
+    }
+
+    /// Asks for as many shards as make up the object.
+    fn ec_gather_shards(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some(but) = self.recovery_mut(id).map(|recovery| bits(recovery.tried).map(|p| p as u8).collect::<Vec<_>>())
+        else {
+            return;
+        };
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        let Some(missing) = pg.missing.get(&object) else { return };
+        if missing.stale == 0 {
+            return self.recovery_finish(shard, id);
+        }
+        let shards = if missing.deleted {
+            let source = missing.shards.iter().find(|s| s.deleted && s.version == missing.version);
+            source.map(|s| vec![(s.part, usize::from(s.peer))])
+        } else {
+            pg.enough_shards(&object, &but)
+        };
+        let Some(shards) = shards else {
+            self.notice(format!("object {object}: too few shards can be read"));
+            return self.recovery_failed(shard, id);
+        };
+        if let Some(recovery) = self.recovery_mut(id) {
+            recovery.stage = Stage::Gathering { asked: shards.clone() };
+            recovery.gathered.clear();
+        }
+        for (part, peer) in shards {
+            self.send_to_peer(shard, id, peer, ShardOp::Fetch { object: object.shard(part) });
+        }
+    }
+
+    pub(crate) fn ec_gathered(
+        &mut self,
+        shard: &mut dyn ShardIndex,
+        id: OpId,
+        peer: usize,
+        settled: bool,
+        outcome: ShardOutcome,
+    ) {
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        let wanted = pg.missing.get(&object).map(|missing| missing.version);
+        let Some(recovery) = self.recovery_mut(id) else { return };
+        let Stage::Gathering { asked } = &recovery.stage else { return };
+        let Some(part) = asked.iter().find(|(_, from)| *from == peer).map(|(part, _)| *part) else { return };
+        match outcome {
+            ShardOutcome::Fetched { version, content } if Some(version) == wanted => {
+                recovery.gathered.push((part, content));
+            }
+            // Damaged: without this shard, then. Reads and scrubs repair it.
+            _ => recovery.tried |= 1 << part,
+        }
+        if !settled {
+            return;
+        }
+        if recovery.gathered.len() < asked.len() {
+            return self.ec_gather_shards(shard, id);
+        }
+        self.ec_rebuild(shard, id);
+    }
+
+    /// Computes the missing shards and sends them to their members.
+    fn ec_rebuild(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some(recovery) = self.recovery_mut(id) else { return };
+        recovery.stage = Stage::Copying;
+        let gathered = std::mem::take(&mut recovery.gathered);
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        let Some(missing) = pg.missing.get(&object) else { return };
+        let (version, deleted, stale, scheme) = (missing.version, missing.deleted, missing.stale, pg.scheme);
+        let targets: Vec<_> = bits(stale).map(|peer| (peer, pg.name_at(object, peer))).collect();
+        let Some(code) = self.code.get(scheme) else { return };
+        for (peer, name) in targets {
+            let content = match deleted {
+                true => ObjectContent { requests: gathered[0].1.requests.clone(), deleted, ..ObjectContent::default() },
+                false => rebuilt(&code, &gathered, name.part),
+            };
+            self.send_to_peer(shard, id, peer, ShardOp::Restore { object: name, version, content });
+        }
+    }
+}
+
+/// A shard computed from others. Sectors that come out as zeroes become holes.
+fn rebuilt(code: &Code, gathered: &[(u8, ObjectContent)], part: u8) -> ObjectContent {
+    let used: BTreeSet<u32> = gathered.iter().flat_map(|(_, c)| c.extents.iter().flat_map(|e| e.iter())).collect();
+    let dense: Vec<(usize, BufferMut)> =
+        gathered.iter().map(|(number, content)| (usize::from(*number), spread(content, &used))).collect();
+    let present: Vec<(usize, &[u8])> = dense.iter().map(|(number, data)| (*number, &data[..])).collect();
+    let mut out = BufferMut::for_overwrite(used.len() * SECTOR);
+    let done = code.reconstruct(&present, &[part.into()], &mut [&mut out[..]]);
+    debug_assert!(done.is_ok(), "as many different shards as the code needs");
+    let mut content = ObjectContent { requests: gathered[0].1.requests.clone(), ..ObjectContent::default() };
+    let mut kept = BufferMut::for_overwrite(out.len());
+    let mut len = 0;
+    for (sector, data) in used.into_iter().zip(out.chunks_exact(SECTOR)) {
+        let crc = crc32c(data);
+        if crc == ZERO_SECTOR_CRC && data.iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        kept[len..len + SECTOR].copy_from_slice(data);
+        len += SECTOR;
+        content.crcs.push(crc);
+        match content.extents.last_mut() {
+            Some(last) if last.end() == sector => last.count += 1,
+            _ => content.extents.push(SectorRange::new(sector, 1)),
+        }
+    }
+    content.data = kept.freeze().slice(..len);
+    content
+}
+
+/// The chosen sectors of a shard, zeroes where it has none.
+fn spread(content: &ObjectContent, chosen: &BTreeSet<u32>) -> BufferMut {
+    let mut out = BufferMut::zeroed(chosen.len() * SECTOR);
+    let mut of_extents = content.extents.iter().flat_map(|e| e.iter()).zip(content.data.chunks_exact(SECTOR)).peekable();
+    for (sector, to) in chosen.iter().zip(out.chunks_exact_mut(SECTOR)) {
+        if let Some((_, data)) = of_extents.next_if(|(at, _)| at == sector) {
+            to.copy_from_slice(data);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use buffer::Buffer;
+    use cluster_proto::crc::sector_crcs;
+
+    fn content(sectors: &[(u32, u8)]) -> ObjectContent {
+        let data: Vec<u8> = sectors.iter().flat_map(|(_, fill)| vec![*fill; SECTOR]).collect();
+        ObjectContent {
+            extents: sectors.iter().map(|(at, _)| SectorRange::new(*at, 1)).collect(),
+            crcs: sector_crcs(&data),
+            data: Buffer::copy_of(&data),
+            ..ObjectContent::default()
+        }
+    }
+
+    #[test]
+    fn a_shard_with_holes_comes_back() {
+        let code = Code::new(2, 1).unwrap();
+        let (a, b) = (content(&[(1, 5), (7, 9)]), content(&[(1, 3)]));
+        let parity = rebuilt(&code, &[(0, a.clone()), (1, b.clone())], 2);
+        assert_eq!(parity.extents, [SectorRange::new(1, 1), SectorRange::new(7, 1)]);
+        assert_eq!((parity.data[0], parity.data[SECTOR]), (5 ^ 3, 9));
+        let back = rebuilt(&code, &[(0, a), (2, parity)], 1);
+        assert_eq!((back.extents.clone(), back.crcs.clone()), (b.extents, b.crcs), "the zero sector is a hole again");
+        assert_eq!(back.data[..], b.data[..]);
+    }
+}

@@ -1,0 +1,162 @@
+//! Changes of erasure-coded objects.
+//!
+//! Previous hop: `write.rs`. Next hop: `osd/blockstore/src/write.rs` of the members, as staged changes.
+//!
+//! The primary reads what the new parity needs of the rows it touches, nothing for full rows, and sends every member a staged change: new
+//! data, new parity, or only the new version. When all have it durably it can be kept whatever happens, and the client is answered; commits
+//! follow later, together, or with the next change of the object.
+
+use buffer::{Buffer, BufferMut};
+use cluster_proto::SECTOR;
+use cluster_proto::crc::{Crcs, ZERO_SECTOR_CRC, sector_crcs};
+use cluster_proto::ids::Version;
+use cluster_proto::layout::SectorRange;
+use cluster_proto::link::Millis;
+use cluster_proto::shard::{ShardIndex, ShardOp};
+use cluster_proto::status::Status;
+use cluster_proto::wire::{ReplyBody, RequestOp};
+
+use super::layout::{rows, stretches, touched};
+use super::{EcOp, Purpose, ShardRead};
+use crate::op::{ClientOp, Kind, OpId, Stage, bits};
+use crate::osd::Osd;
+
+/// Commits that are collected before they go out without waiting for the next tick.
+const COMMITS_AT_ONCE: usize = 64;
+
+impl Osd {
+    /// Reads what the parity needs.
+    pub(crate) fn ec_write_start(&mut self, shard: &dyn ShardIndex, id: OpId) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let pg_id = op.pg;
+        let Some(pg) = self.pgs.get(&pg_id) else { return };
+        let Kind::Client(client_op) = &op.kind else { return };
+        let Some(sectors) = client_op.request.op.sectors() else { return };
+        let (data, object) = (pg.scheme.copies_needed(), client_op.request.object);
+        let need = (sectors.bytes() / data + SECTOR) as u64;
+        if !self.has_space(shard, pg_id, need) {
+            return self.finish(id, Status::NoSpace, Version::NONE, ReplyBody::Empty);
+        }
+        let Some(pg) = self.pgs.get(&pg_id) else { return };
+        let rows = rows(sectors, data);
+        let exists = pg.missing.contains_key(&object) || shard.head(&pg.name_at(object, pg.own())).is_some_and(|h| !h.deleted);
+        let whole = |touched: &Option<SectorRange>| touched.is_some_and(|touched| touched == rows);
+        let wanted = |touched: &Option<SectorRange>| (exists && !whole(touched)).then_some(rows);
+        let parts: Vec<_> = touched(sectors, data).iter().map(wanted).collect();
+        let plan = EcOp::plan(pg, &object, Purpose::Write, rows, &parts, &[]);
+        match plan {
+            Some(plan) if plan.reads.is_empty() => self.ec_stage(shard, id, &plan),
+            plan => self.ec_gather(shard, id, plan),
+        }
+    }
+
+    /// What the parity needs is there.
+    pub(super) fn ec_write_ready(&mut self, _now: Millis, shard: &mut dyn ShardIndex, id: OpId, mut plan: EcOp) {
+        let Some(pg) = self.ops.get_mut(id).and_then(|op| self.pgs.get(&op.pg)) else { return };
+        let scheme = pg.scheme;
+        if plan.rebuilds {
+            let has = |part: &u8| plan.reads.iter().any(|read| read.part == *part);
+            let lacking: Vec<u8> = (0..scheme.copies_needed() as u8).filter(|part| !has(part)).collect();
+            let computed = self.compute(scheme, &plan, &lacking);
+            plan.reads.extend(computed);
+        }
+        self.ec_stage(shard, id, &plan);
+    }
+
+    /// Sends the change to the members.
+    fn ec_stage(&mut self, shard: &dyn ShardIndex, id: OpId, plan: &EcOp) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Some(pg) = self.pgs.get_mut(&op.pg) else { return };
+        let Kind::Client(client_op) = &mut op.kind else { return };
+        let Some(sectors) = client_op.request.op.sectors() else { return };
+        let Some(code) = self.code.get(pg.scheme) else { return };
+        let (object, origin) = (client_op.request.object, client_op.origin());
+        let version = pg.next_version();
+        (client_op.stage, client_op.version) = (Stage::Committing, version);
+        let fresh = new_data(client_op, sectors, code.data());
+        let full: Vec<Buffer> = (0..code.data()).map(|part| whole_rows(plan, part, &fresh[part])).collect();
+        let mut parity: Vec<BufferMut> =
+            (0..code.parity()).map(|_| BufferMut::for_overwrite(plan.rows.bytes())).collect();
+        let inputs: Vec<&[u8]> = full.iter().map(|buffer| &buffer[..]).collect();
+        let mut outputs: Vec<&mut [u8]> = parity.iter_mut().map(|buffer| &mut buffer[..]).collect();
+        code.encode(&inputs, &mut outputs);
+        let none = || (SectorRange::new(0, 0), Buffer::default(), Crcs::new());
+        let mut changes: Vec<(SectorRange, Buffer, Crcs)> =
+            fresh.into_iter().map(|part| part.unwrap_or_else(none)).collect();
+        changes.extend(parity.into_iter().map(|buffer| {
+            let crcs = sector_crcs(&buffer);
+            (plan.rows, buffer.freeze(), crcs)
+        }));
+        let (own, members) = (pg.own(), pg.holders(&object));
+        let own_last = bits(members & !(1 << own)).chain(bits(members & 1 << own));
+        let shards: Vec<_> = own_last.map(|peer| (peer, pg.name_at(object, peer))).collect();
+        for (peer, object) in shards {
+            let (sectors, data, crcs) = changes[usize::from(object.part)].clone();
+            self.send_to_peer(shard, id, peer, ShardOp::Stage { object, version, sectors, data, crcs, origin });
+        }
+    }
+
+    /// Sends commits if enough have come together.
+    pub(crate) fn commit_if_many(&mut self, shard: &dyn ShardIndex, pg: cluster_proto::PgId) {
+        if self.pgs.get(&pg).is_some_and(|pg| pg.commits.len() >= COMMITS_AT_ONCE) {
+            self.commit_staged(shard, pg);
+        }
+    }
+}
+
+/// What each data shard gets: none if the range does not touch it.
+fn new_data(op: &ClientOp, range: SectorRange, data: usize) -> Vec<Option<(SectorRange, Buffer, Crcs)>> {
+    let count = range.count as usize;
+    let (bytes, crcs): (Buffer, Crcs) = match &op.request.op {
+        RequestOp::Write { data, crcs, .. } => (data.clone(), crcs.clone()),
+        RequestOp::CompareAndWrite { data, crcs, .. } => (data.slice(range.bytes()..), crcs[count..].into()),
+        _ => (Buffer::zeroed(range.bytes()), Crcs::from_elem(ZERO_SECTOR_CRC, count)),
+    };
+    let at = |offset: u32, sectors: u32| {
+        let (first, count) = (offset as usize, sectors as usize);
+        (first * SECTOR..(first + count) * SECTOR, first..first + count)
+    };
+    let mut parts: Vec<Option<(SectorRange, Buffer, Crcs)>> = Vec::with_capacity(data);
+    for (part, touched) in touched(range, data).into_iter().enumerate() {
+        let Some(sectors) = touched else {
+            parts.push(None);
+            continue;
+        };
+        let pieces: Vec<_> = stretches(range, data).filter(|stretch| stretch.part == part).collect();
+        if let [only] = pieces[..] {
+            let (of_bytes, of_crcs) = at(only.offset, only.sectors.count);
+            parts.push(Some((sectors, bytes.slice(of_bytes), crcs[of_crcs].into())));
+            continue;
+        }
+        let mut out = BufferMut::for_overwrite(sectors.bytes());
+        let mut all = Crcs::with_capacity(sectors.count as usize);
+        for piece in pieces {
+            let (of_bytes, of_crcs) = at(piece.offset, piece.sectors.count);
+            let to = (piece.sectors.start - sectors.start) as usize * SECTOR;
+            out[to..to + piece.sectors.bytes()].copy_from_slice(&bytes[of_bytes]);
+            all.extend_from_slice(&crcs[of_crcs]);
+        }
+        parts.push(Some((sectors, out.freeze(), all)));
+    }
+    parts
+}
+
+/// All rows of a data shard: what was there, with what is new.
+fn whole_rows(plan: &EcOp, part: usize, fresh: &Option<(SectorRange, Buffer, Crcs)>) -> Buffer {
+    let old = plan.reads.iter().find(|read| usize::from(read.part) == part);
+    let old = old.and_then(|read: &ShardRead| read.got.as_ref()).map(|(data, _)| data);
+    match (fresh, old) {
+        (Some((sectors, data, _)), _) if *sectors == plan.rows => data.clone(),
+        (None, Some(old)) => old.clone(),
+        (None, None) => Buffer::zeroed(plan.rows.bytes()),
+        (Some((sectors, data, _)), old) => {
+            let mut out = match old {
+                Some(old) => BufferMut::copy_of(old),
+                None => BufferMut::zeroed(plan.rows.bytes()),
+            };
+            let at = (sectors.start - plan.rows.start) as usize * SECTOR;
+            out[at..at + data.len()].copy_from_slice(data);
+            out.freeze()
+        }
+    }
+}
