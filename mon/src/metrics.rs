@@ -176,7 +176,7 @@ mod tests {
     fn every_sample_belongs_to_a_family_and_labels_are_escaped() {
         let mut map = ClusterMap::default();
         map.pools.insert(PoolId(1), PoolConfig::replicated("a\"b\\", 3));
-        map.osd_configs.insert(OsdId(1), OsdConfig { weight: 1.0 });
+        map.osd_configs.insert(OsdId(1), OsdConfig::new(1.0));
         let stats = BTreeMap::from([(OsdId(1), OsdStats { crc_errors: 7, ..OsdStats::default() })]);
         let text = render(&map, &stats, true);
         assert!(text.contains("blockyard_pgs{pool=\"a\\\"b\\\\\",state=\"creating\"} 64\n"), "{text}");

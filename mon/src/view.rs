@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_reset_forgets_what_is_gone_and_nothing_else() {
         let mut view = View::new();
-        let weight = serde_json::to_vec(&OsdConfig { weight: 1.0 }).unwrap();
+        let weight = serde_json::to_vec(&OsdConfig::new(1.0)).unwrap();
         let first = (1..=2).map(|id| entry(keys::osd_config(OsdId(id)), &weight, 5)).collect();
         view.handle_event(keys::CONFIG, MirrorEvent::Reset(Snapshot { revision: 7, entries: first }));
         view.handle_event(keys::OSDS, MirrorEvent::Reset(Snapshot { revision: 8, entries: Vec::new() }));

@@ -51,7 +51,7 @@ async fn cluster() -> EmbeddedStore {
     put(&store, keys::CLUSTER.into(), &info).await;
     put(&store, keys::pool(POOL), &PoolConfig { pg_count: PG_COUNT, ..PoolConfig::replicated("default", 3) }).await;
     for id in 1..=3 {
-        put(&store, keys::osd_config(OsdId(id)), &OsdConfig { weight: 1.0 }).await;
+        put(&store, keys::osd_config(OsdId(id)), &OsdConfig::new(1.0)).await;
     }
     store
 }

@@ -64,10 +64,10 @@ fn check(map: &ClusterMap, key: &str, value: &[u8]) -> Result<(), String> {
     match after.apply(key, Some(value)).map_err(|e| e.to_string())? {
         MapChange::Pool(id) => check_pool(map, &after, id),
         MapChange::OsdConfig(OsdId(0)) => Err("OSDs are numbered from 1".into()),
-        MapChange::OsdConfig(_) => Ok(()),
+        MapChange::OsdConfig(_) | MapChange::Settings | MapChange::Tree => Ok(()),
         MapChange::Cluster => Err("the identity of a cluster cannot be changed".into()),
-        MapChange::None | MapChange::Osd(_) | MapChange::Pg(_) => {
-            Err("there is no such setting: pool/ID and osd/ID are known".into())
+        MapChange::None | MapChange::Osd(_) | MapChange::Pg(_) | MapChange::Suspicion(_) => {
+            Err("there is no such setting: pool/ID, osd/ID, settings and tree are known".into())
         }
     }
 }
@@ -102,7 +102,7 @@ mod tests {
         let mut map = ClusterMap::default();
         map.pools.insert(PoolId(1), PoolConfig::replicated("a", 3));
         map.pools.insert(PoolId(2), PoolConfig::replicated("b", 3));
-        map.osd_configs.insert(OsdId(1), OsdConfig { weight: 1.0 });
+        map.osd_configs.insert(OsdId(1), OsdConfig::new(1.0));
         let pool = |change: fn(&mut PoolConfig)| {
             let mut pool = PoolConfig::replicated("a", 3);
             change(&mut pool);

@@ -41,7 +41,7 @@ impl Cluster {
         let pool = PoolConfig { pg_count: 2, ..PoolConfig::replicated("default", 3) };
         cluster.put(keys::pool(PoolId(1)), &pool);
         for id in 1..=3 {
-            cluster.put(keys::osd_config(OsdId(id)), &OsdConfig { weight: 1.0 });
+            cluster.put(keys::osd_config(OsdId(id)), &OsdConfig::new(1.0));
         }
         cluster
     }

@@ -125,7 +125,12 @@ impl Client {
                 self.resume_paused(Millis::MAX);
                 self.send_unsent();
             }
-            MapChange::None | MapChange::Cluster | MapChange::OsdConfig(_) => {}
+            MapChange::None
+            | MapChange::Cluster
+            | MapChange::Settings
+            | MapChange::Tree
+            | MapChange::Suspicion(_)
+            | MapChange::OsdConfig(_) => {}
         }
         Ok(())
     }

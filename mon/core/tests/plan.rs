@@ -19,7 +19,7 @@ fn cluster(osds: u32, copies: u8) -> ClusterMap {
     };
     map.pools.insert(POOL, PoolConfig { pg_count: 16, ..PoolConfig::replicated("default", copies) });
     for id in 1..=osds {
-        map.osd_configs.insert(OsdId(id), OsdConfig { weight: 1.0 });
+        map.osd_configs.insert(OsdId(id), OsdConfig::new(1.0));
     }
     map
 }

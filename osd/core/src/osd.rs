@@ -145,7 +145,12 @@ impl Osd {
         value: Option<&[u8]>,
     ) -> Result<(), SchemaError> {
         match self.map.apply(key, value)? {
-            MapChange::None | MapChange::Cluster | MapChange::OsdConfig(_) | MapChange::Suspicion(_) => {}
+            MapChange::None
+            | MapChange::Cluster
+            | MapChange::Settings
+            | MapChange::Tree
+            | MapChange::Suspicion(_)
+            | MapChange::OsdConfig(_) => {}
             MapChange::Pool(pool) => {
                 if let Some(config) = self.map.pools.get(&pool) {
                     shard.set_pool(pool, config.pg_count);

@@ -30,7 +30,7 @@ impl Control {
         let info = ClusterInfo { id: CLUSTER, created: 0, schema: 1 };
         control.put(keys::CLUSTER, json(&info));
         for osd in 1..=osds {
-            control.put(&keys::osd_config(OsdId(osd)), json(&OsdConfig { weight: 1.0 }));
+            control.put(&keys::osd_config(OsdId(osd)), json(&OsdConfig::new(1.0)));
         }
         control.put(&keys::pool(PoolId(1)), json(pool));
         control

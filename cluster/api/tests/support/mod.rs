@@ -61,7 +61,7 @@ impl Cluster {
         let pool = PoolConfig { pg_count: 16, ..PoolConfig::replicated("default", copies) };
         let mut txn = Txn::new().put(keys::CLUSTER, json(&info)).put(keys::pool(POOL), json(&pool));
         for id in 1..=copies {
-            txn = txn.put(keys::osd_config(OsdId(id.into())), json(&OsdConfig { weight: 1.0 }));
+            txn = txn.put(keys::osd_config(OsdId(id.into())), json(&OsdConfig::new(1.0)));
         }
         self.txn(txn);
     }

@@ -106,7 +106,7 @@ async fn create(
     } else {
         create_images(store, &options.image).await?;
     }
-    let config = json(&OsdConfig { weight: bytes as f64 / (1u64 << 40) as f64 })?;
+    let config = json(&OsdConfig::new(bytes as f64 / (1u64 << 40) as f64))?;
     let txn = osds.iter().fold(Txn::new(), |txn, osd| txn.put(keys::osd_config(*osd), config.clone()));
     store.txn(txn).await?;
     Ok(osds)

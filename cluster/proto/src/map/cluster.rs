@@ -8,7 +8,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::keys;
-use super::{Activation, Interval, OsdConfig, OsdState, PgMap, PoolConfig, Suspicion};
+use super::{Activation, ClusterSettings, Interval, OsdConfig, OsdState, PgMap, PlacementTree, PoolConfig, Suspicion};
 use crate::ids::{OsdId, PgId, PoolId};
 
 /// A value or key that breaks the schema.
@@ -50,6 +50,10 @@ pub enum MapChange {
     None,
     /// The cluster's identity.
     Cluster,
+    /// Settings of the whole cluster.
+    Settings,
+    /// The placement tree.
+    Tree,
     /// A pool.
     Pool(PoolId),
     /// Configuration of an OSD.
@@ -67,6 +71,10 @@ pub enum MapChange {
 pub struct ClusterMap {
     /// Identity.
     pub cluster: Option<ClusterInfo>,
+    /// Settings of the whole cluster.
+    pub settings: ClusterSettings,
+    /// Where OSDs stand.
+    pub tree: PlacementTree,
     /// Pools.
     pub pools: BTreeMap<PoolId, PoolConfig>,
     /// Configured OSDs.
@@ -101,6 +109,18 @@ fn put<K: Ord + Copy, V>(
         }
     }
     Ok(())
+}
+
+/// A value of which there is one; its default if it is deleted.
+fn whole<T: DeserializeOwned + Default>(
+    key: &str,
+    value: Option<&[u8]>,
+    validate: impl FnOnce(&T) -> Result<(), SchemaError>,
+) -> Result<T, SchemaError> {
+    let Some(bytes) = value else { return Ok(T::default()) };
+    let parsed = parse(key, bytes)?;
+    validate(&parsed).map_err(|e| SchemaError(format!("{key}: {e}")))?;
+    Ok(parsed)
 }
 
 fn number(key: &str, text: &str) -> Result<u32, SchemaError> {
@@ -140,6 +160,17 @@ impl ClusterMap {
     }
 
     fn apply_config(&mut self, key: &str, rest: &str, value: Option<&[u8]>) -> Result<MapChange, SchemaError> {
+        match rest {
+            "settings" => {
+                self.settings = whole(key, value, ClusterSettings::validate)?;
+                return Ok(MapChange::Settings);
+            }
+            "tree" => {
+                self.tree = whole(key, value, PlacementTree::validate)?;
+                return Ok(MapChange::Tree);
+            }
+            _ => {}
+        }
         if let Some(id) = rest.strip_prefix("pool/") {
             let id = PoolId(number(key, id)?);
             put(&mut self.pools, id, key, value, |v| {
@@ -153,9 +184,7 @@ impl ClusterMap {
             let id = OsdId(number(key, id)?);
             put(&mut self.osd_configs, id, key, value, |v| {
                 let config: OsdConfig = parse(key, v)?;
-                SchemaError::check(config.weight.is_finite() && config.weight >= 0.0, || {
-                    format!("weight is {}: give a number from 0", config.weight)
-                })?;
+                config.validate()?;
                 Ok(config)
             })?;
             return Ok(MapChange::OsdConfig(id));
@@ -210,5 +239,33 @@ mod tests {
         assert_eq!(map.apply("/blockyard/image/layer/1", Some(b"{}")), Ok(MapChange::None));
         assert_eq!(map.apply(&key, None), Ok(MapChange::Pool(PoolId(1))));
         assert!(map.pools.is_empty());
+    }
+
+    #[test]
+    fn tree_and_settings_are_one_value_each() {
+        let mut map = ClusterMap::default();
+        let tree = br#"{"nodes":{"r1":{"level":"rack"},"h1":{"level":"host","parent":"r1"}}}"#;
+        assert_eq!(map.apply(keys::TREE, Some(tree)), Ok(MapChange::Tree));
+        assert_eq!(map.apply(keys::SETTINGS, Some(br#"{"down-out-seconds":30}"#)), Ok(MapChange::Settings));
+        for bad in [&br#"{"nodes":{"h1":{"level":"host","parent":"r1"}}}"#[..], b"7", br#"{"levels":[]}"#] {
+            assert!(map.apply(keys::TREE, Some(bad)).is_err());
+        }
+        assert!(map.apply(keys::SETTINGS, Some(br#"{"down-out-seconds":0}"#)).is_err());
+        assert_eq!((map.tree.nodes.len(), map.settings.down_out_seconds), (2, 30));
+        assert_eq!(map.apply(keys::TREE, None), Ok(MapChange::Tree));
+        assert!(map.tree.nodes.is_empty());
+    }
+
+    #[test]
+    fn values_of_before_still_read() {
+        let mut map = ClusterMap::default();
+        map.apply(&keys::osd_config(OsdId(1)), Some(br#"{"weight":2.5}"#)).unwrap();
+        assert_eq!(map.osd_configs[&OsdId(1)], OsdConfig::new(2.5));
+        let full = br#"{"weight":2,"reweight":0.5,"host":"h1","tags":["ssd"]}"#;
+        map.apply(&keys::osd_config(OsdId(1)), Some(full)).unwrap();
+        assert_eq!(map.osd_configs[&OsdId(1)].effective_weight(), 1.0);
+        for bad in [&br#"{"weight":-1}"#[..], br#"{"weight":1,"reweight":1.5}"#, br#"{"weight":1,"tags":["a","a"]}"#] {
+            assert!(map.apply(&keys::osd_config(OsdId(1)), Some(bad)).is_err());
+        }
     }
 }

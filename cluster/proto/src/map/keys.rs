@@ -19,6 +19,10 @@ pub const ROOT: &str = "/blockyard/";
 pub const CONFIG: &str = "/blockyard/config/";
 /// Identity of the cluster.
 pub const CLUSTER: &str = "/blockyard/config/cluster";
+/// The placement tree.
+pub const TREE: &str = "/blockyard/config/tree";
+/// Settings of the whole cluster.
+pub const SETTINGS: &str = "/blockyard/config/settings";
 /// Liveness and addresses of OSDs.
 pub const OSDS: &str = "/blockyard/osd/";
 /// PG maps, activations, history.

@@ -9,9 +9,15 @@ pub mod keys;
 mod osd;
 mod pg;
 mod pool;
+mod rules;
+mod settings;
+mod tree;
 
 pub use cluster::{ClusterInfo, ClusterMap, MapChange, SchemaError, parse};
 pub use image::{ExportConfig, ImageMeta, ImageName};
-pub use osd::{GatewayState, OsdConfig, OsdState, OsdStats};
+pub use osd::{GatewayState, OsdConfig, OsdState, OsdStats, WEIGHT_MAX};
 pub use pg::{Activation, DEAD_MAX, Interval, Member, PgMap, Suspicion};
 pub use pool::{PoolConfig, Scheme};
+pub use rules::{PlacementRules, SCATTER_WIDTH_MAX, TAGS_MAX};
+pub use settings::ClusterSettings;
+pub use tree::{LEVEL_HOST, LEVEL_OSD, PlacementTree, TREE_LEVELS_MAX, TREE_NODES_MAX, TreeNode};

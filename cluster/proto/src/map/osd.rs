@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::SchemaError;
+use super::pool::validate_name;
+use super::rules::validate_tags;
 use crate::ids::Incarnation;
 use crate::shard::Space;
 
@@ -11,8 +14,60 @@ use crate::shard::Space;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct OsdConfig {
-    /// Share of data it should get, relative to the others; by custom its size in TiB.
+    /// Share of data it should get, relative to the others; by custom its size in TiB. From 0 (nothing) to 1,000,000.
     pub weight: f64,
+    /// The operator's correction of the weight, a factor. 0 to 1, default 1.
+    #[serde(default = "reweight_default", skip_serializing_if = "is_reweight_default")]
+    pub reweight: f64,
+    /// The node of the placement tree it stands in; a name that the tree does not know is a host. Empty (default): the OSD is a
+    /// host of its own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host: String,
+    /// What pools may ask for, such as `ssd`. At most 16, each once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
+
+/// Largest weight of an OSD.
+pub const WEIGHT_MAX: f64 = 1e6;
+
+fn reweight_default() -> f64 {
+    1.0
+}
+
+// serde's skip_serializing_if wants a reference.
+fn is_reweight_default(reweight: &f64) -> bool {
+    *reweight == reweight_default()
+}
+
+impl OsdConfig {
+    /// An OSD of this weight with the defaults of everything else.
+    pub fn new(weight: f64) -> Self {
+        Self { weight, reweight: reweight_default(), host: String::new(), tags: Vec::new() }
+    }
+
+    /// The weight that placement uses.
+    pub fn effective_weight(&self) -> f64 {
+        self.weight * self.reweight
+    }
+
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// The first field that is out of range, with the range.
+    pub fn validate(&self) -> Result<(), SchemaError> {
+        let (weight, reweight) = (self.weight, self.reweight);
+        SchemaError::check((0.0..=WEIGHT_MAX).contains(&weight), || {
+            format!("weight is {weight}: give a number from 0 to {WEIGHT_MAX}")
+        })?;
+        SchemaError::check((0.0..=1.0).contains(&reweight), || {
+            format!("reweight is {reweight}: give a number from 0 to 1")
+        })?;
+        if !self.host.is_empty() {
+            validate_name("host", &self.host)?;
+        }
+        validate_tags(&self.tags)
+    }
 }
 
 /// A running OSD. Bound to the OSD's lease: gone when the OSD is.

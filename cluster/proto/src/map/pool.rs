@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::SchemaError;
+use super::{PlacementRules, SchemaError};
 use crate::limits::{
     BLOCK_SIZE_DEFAULT, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, NAME_LEN_MAX, PG_COUNT_DEFAULT, PG_COUNT_MAX, REPLICAS_MAX,
     SHARDS_MAX,
@@ -58,6 +58,9 @@ pub struct PoolConfig {
     pub pg_count: u32,
     /// Size of a copy or data shard of an object in bytes: a power of two, 128 KiB to 4 MiB.
     pub block_size: u32,
+    /// Which OSDs may serve it, and which together.
+    #[serde(default)]
+    pub placement: PlacementRules,
 }
 
 impl PoolConfig {
@@ -69,6 +72,7 @@ impl PoolConfig {
             min_size: copies / 2 + 1,
             pg_count: PG_COUNT_DEFAULT,
             block_size: BLOCK_SIZE_DEFAULT,
+            placement: PlacementRules::default(),
         }
     }
 
@@ -125,6 +129,7 @@ impl PoolConfig {
         SchemaError::check((1..=PG_COUNT_MAX).contains(&self.pg_count), || {
             format!("pg-count is {}: give 1 to {PG_COUNT_MAX}", self.pg_count)
         })?;
+        self.placement.validate()?;
         let block = self.block_size;
         SchemaError::check(block.is_power_of_two() && (BLOCK_SIZE_MIN..=BLOCK_SIZE_MAX).contains(&block), || {
             format!("block-size is {block}: give a power of two from {BLOCK_SIZE_MIN} to {BLOCK_SIZE_MAX} bytes")
@@ -132,7 +137,7 @@ impl PoolConfig {
     }
 }
 
-/// Checks the name of a pool, image or export.
+/// Checks the name of a pool, image, export, node or the like.
 pub(super) fn validate_name(what: &str, name: &str) -> Result<(), SchemaError> {
     SchemaError::check(!name.is_empty() && name.len() <= NAME_LEN_MAX, || {
         format!("{what} name has {} bytes: give 1 to {NAME_LEN_MAX}", name.len())

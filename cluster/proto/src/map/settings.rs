@@ -1,0 +1,99 @@
+//! Settings of the whole cluster.
+
+use serde::{Deserialize, Serialize};
+
+use super::SchemaError;
+
+/// Settings of the whole cluster, one value. What is left out has its default.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct ClusterSettings {
+    /// Share of an OSD's space above which it counts as nearly full. 0.5 to 0.99, default 0.85; below `full-ratio`.
+    pub near_full_ratio: f64,
+    /// Share of an OSD's space above which nothing is moved to it any more, and clients that write to it wait. 0.5 to 0.99, default
+    /// 0.95.
+    pub full_ratio: f64,
+    /// An OSD that does not run for so long gets no data any more: what it held is copied to others. Seconds; 10 to 604,800 (a
+    /// week), default 600.
+    pub down_out_seconds: u32,
+    /// Whether objects that lack copies are not brought up to date for now. Default: they are.
+    pub recovery_paused: bool,
+    /// Whether objects that have all copies, but not where they should be, stay there for now. Default: they move.
+    pub rebalance_paused: bool,
+    /// Objects that one OSD, as primary, recovers or moves at the same time. 1 to 256, default 8.
+    pub recovery_objects_max: u32,
+    /// Bytes per second that one OSD, as primary, recovers or moves; none (the default): as many as clients leave. At least 1 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery_bytes_per_second_max: Option<u64>,
+    /// PGs of the cluster that may move to other OSDs at the same time. 1 to 65,536, default 64.
+    pub moving_pgs_max: u32,
+}
+
+impl Default for ClusterSettings {
+    fn default() -> Self {
+        Self {
+            near_full_ratio: 0.85,
+            full_ratio: 0.95,
+            down_out_seconds: 600,
+            recovery_paused: false,
+            rebalance_paused: false,
+            recovery_objects_max: 8,
+            recovery_bytes_per_second_max: None,
+            moving_pgs_max: 64,
+        }
+    }
+}
+
+impl ClusterSettings {
+    /// Checks every bound.
+    ///
+    /// # Errors
+    /// The first field that is out of range, with the range.
+    pub fn validate(&self) -> Result<(), SchemaError> {
+        for (name, ratio) in [("near-full-ratio", self.near_full_ratio), ("full-ratio", self.full_ratio)] {
+            SchemaError::check((0.5..=0.99).contains(&ratio), || format!("{name} is {ratio}: give 0.5 to 0.99"))?;
+        }
+        SchemaError::check(self.near_full_ratio < self.full_ratio, || {
+            format!("near-full-ratio is {}: give less than full-ratio, {}", self.near_full_ratio, self.full_ratio)
+        })?;
+        let bounds = [
+            ("down-out-seconds", self.down_out_seconds, 10..=604_800),
+            ("recovery-objects-max", self.recovery_objects_max, 1..=256),
+            ("moving-pgs-max", self.moving_pgs_max, 1..=65_536),
+        ];
+        for (name, value, range) in bounds {
+            SchemaError::check(range.contains(&value), || {
+                format!("{name} is {value}: give {} to {}", range.start(), range.end())
+            })?;
+        }
+        let rate = self.recovery_bytes_per_second_max;
+        SchemaError::check(rate.is_none_or(|rate| rate >= 1 << 20), || {
+            format!("recovery-bytes-per-second-max is {}: give at least 1048576, or nothing", rate.unwrap_or_default())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_has_its_default() {
+        let settings: ClusterSettings = serde_json::from_str(r#"{"down-out-seconds":30}"#).unwrap();
+        assert_eq!(settings, ClusterSettings { down_out_seconds: 30, ..ClusterSettings::default() });
+        assert_eq!(settings.validate(), Ok(()));
+        assert!(serde_json::from_str::<ClusterSettings>(r#"{"down-out":30}"#).is_err());
+    }
+
+    #[test]
+    fn every_bound_is_checked() {
+        let fault =
+            |json: &str| serde_json::from_str::<ClusterSettings>(json).unwrap().validate().unwrap_err().to_string();
+        assert!(fault(r#"{"full-ratio":1.5}"#).contains("full-ratio is 1.5: give 0.5 to 0.99"));
+        assert!(fault(r#"{"near-full-ratio":0.96}"#).contains("less than full-ratio"));
+        assert!(fault(r#"{"down-out-seconds":1}"#).contains("10 to 604800"));
+        assert!(fault(r#"{"recovery-objects-max":0}"#).contains("1 to 256"));
+        assert!(fault(r#"{"moving-pgs-max":0}"#).contains("1 to 65536"));
+        assert!(fault(r#"{"recovery-bytes-per-second-max":1}"#).contains("1048576"));
+    }
+}

@@ -1,0 +1,248 @@
+//! A layout under construction: who serves each PG, and the exchanges that make every OSD serve exactly its quota.
+//!
+//! Where a layout exists already it is the start, so that data stays where it is: members that may stay do, gaps are filled by
+//! OSDs below their quota, and then PGs pass from OSDs above to OSDs below it, directly or, where the rules forbid that, along
+//! the shortest path of exchanges. The rules form a matroid (see [`Candidates`]), so such a path exists whenever some OSD is
+//! above its quota, and quotas within the limits can always be met.
+
+use std::collections::VecDeque;
+
+use cluster_proto::LayerId;
+use cluster_proto::layout::mix;
+use rustc_hash::FxHashMap;
+
+use super::candidates::Candidates;
+
+/// Legal exchanges that are compared before the best is taken.
+const COMPARED_MAX: usize = 256;
+
+/// One member's place in the layout.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Seat {
+    pg: u32,
+    position: u32,
+}
+
+/// Who serves each PG, by position. `None`: nobody yet.
+pub(super) struct Layout<'a> {
+    candidates: &'a Candidates,
+    sets: Vec<Vec<Option<u32>>>,
+    /// As it was, to tell what was moved already.
+    original: Vec<Vec<Option<u32>>>,
+    seats: Vec<Vec<Seat>>,
+    quota: Vec<u32>,
+    /// PGs that two OSDs share, the smaller index first.
+    shared: FxHashMap<(u32, u32), u32>,
+    seed: u64,
+}
+
+/// A step of a path: the OSD gets this seat from the one before it on the path.
+type Step = (Seat, Option<u32>);
+
+impl<'a> Layout<'a> {
+    /// Starts with those members of `sets` that may be together; the others' seats are empty. Each set has the pool's width.
+    pub fn new(candidates: &'a Candidates, sets: &[Vec<Option<u32>>], quota: Vec<u32>, seed: u64) -> Self {
+        let mut layout = Self {
+            candidates,
+            sets: sets.iter().map(|set| vec![None; set.len()]).collect(),
+            original: Vec::new(),
+            seats: vec![Vec::new(); candidates.len()],
+            quota,
+            shared: FxHashMap::default(),
+            seed,
+        };
+        for (pg, set) in (0..).zip(sets) {
+            for (position, member) in (0..).zip(set) {
+                let seat = Seat { pg, position };
+                let Some(osd) = *member else { continue };
+                if candidates.admits(&layout.sets[pg as usize], None, osd) {
+                    layout.sit(seat, Some(osd));
+                }
+            }
+        }
+        layout.original.clone_from(&layout.sets);
+        layout
+    }
+
+    /// Fills all seats so that every OSD has its quota. False if that cannot be: the quotas do not fit the rules.
+    pub fn settle(&mut self) -> bool {
+        self.fill() && self.level()
+    }
+
+    /// The sets; every seat is taken after [`Layout::settle`].
+    pub fn into_sets(self) -> Vec<Vec<u32>> {
+        self.sets.into_iter().map(|set| set.into_iter().flatten().collect()).collect()
+    }
+
+    fn holder(&self, seat: Seat) -> Option<u32> {
+        self.sets[seat.pg as usize][seat.position as usize]
+    }
+
+    fn has_room(&self, osd: u32) -> bool {
+        self.seats[osd as usize].len() < self.quota[osd as usize] as usize
+    }
+
+    fn is_over(&self, osd: u32) -> bool {
+        self.seats[osd as usize].len() > self.quota[osd as usize] as usize
+    }
+
+    /// Gives a seat to somebody else, or to nobody.
+    fn sit(&mut self, seat: Seat, osd: Option<u32>) {
+        if let Some(old) = self.holder(seat) {
+            let seats = &mut self.seats[old as usize];
+            if let Some(at) = seats.iter().position(|taken| *taken == seat) {
+                seats.swap_remove(at);
+            }
+            self.count_shared(seat, old, -1);
+        }
+        self.sets[seat.pg as usize][seat.position as usize] = osd;
+        if let Some(new) = osd {
+            self.seats[new as usize].push(seat);
+            self.count_shared(seat, new, 1);
+        }
+    }
+
+    /// Counts the PG of `seat` as shared by its holder and the other members, or no more.
+    fn count_shared(&mut self, seat: Seat, osd: u32, by: i32) {
+        for (position, member) in (0..).zip(&self.sets[seat.pg as usize]) {
+            let Some(other) = member.filter(|_| position != seat.position) else { continue };
+            let shared = self.shared.entry((osd.min(other), osd.max(other))).or_insert(0);
+            *shared = shared.saturating_add_signed(by);
+        }
+    }
+
+    /// Members of the seat's PG, other than its holder, with whom `osd` shares nothing yet.
+    fn strangers(&self, seat: Seat, osd: u32) -> usize {
+        let others = (0..).zip(&self.sets[seat.pg as usize]).filter(|(position, _)| *position != seat.position);
+        let known = |other: u32| self.shared.get(&(osd.min(other), osd.max(other))).is_some_and(|n| *n > 0);
+        others.filter(|(_, member)| member.is_some_and(|other| !known(other))).count()
+    }
+
+    fn tie(&self, seat: Seat, osd: u32) -> u64 {
+        mix(LayerId(self.seed ^ mix(LayerId(u64::from(seat.pg) << 32 | u64::from(osd)))))
+    }
+
+    fn admits(&self, seat: Seat, osd: u32) -> bool {
+        self.candidates.admits(&self.sets[seat.pg as usize], self.holder(seat), osd)
+    }
+
+    /// Gives empty seats to OSDs below their quota; those who know the other members first, then the emptiest.
+    fn fill(&mut self) -> bool {
+        let empty = |(pg, set): (u32, &Vec<Option<u32>>)| {
+            let positions = (0..).zip(set).filter(|(_, member)| member.is_none());
+            positions.map(|(position, _)| Seat { pg, position }).collect::<Vec<_>>()
+        };
+        let empty: Vec<Seat> = (0..).zip(&self.sets).flat_map(empty).collect();
+        let osds = self.candidates.len() as u32;
+        for seat in empty {
+            let open = (0..osds).filter(|&osd| self.has_room(osd) && self.admits(seat, osd));
+            let room = |osd: u32| self.quota[osd as usize] as usize - self.seats[osd as usize].len();
+            let key = |osd: &u32| (self.strangers(seat, *osd), std::cmp::Reverse(room(*osd)), self.tie(seat, *osd));
+            match open.min_by_key(key) {
+                Some(osd) => self.sit(seat, Some(osd)),
+                None if !self.shift(seat) => return false,
+                None => {}
+            }
+        }
+        true
+    }
+
+    /// Passes PGs from OSDs above their quota to OSDs below it, one of each OSD in turn.
+    fn level(&mut self) -> bool {
+        let mut over: Vec<u32> = (0..self.candidates.len() as u32).filter(|&osd| self.is_over(osd)).collect();
+        while !over.is_empty() {
+            for &osd in &over {
+                if self.is_over(osd) && !self.pass_on(osd) && !self.shift_any(osd) {
+                    return false;
+                }
+            }
+            over.retain(|&osd| self.is_over(osd));
+        }
+        true
+    }
+
+    /// Passes one PG of `osd` directly to an OSD below its quota. Prefers PGs that are moved anyway, and OSDs that know the others.
+    fn pass_on(&mut self, osd: u32) -> bool {
+        let open: Vec<u32> = (0..self.candidates.len() as u32).filter(|&other| self.has_room(other)).collect();
+        let seats = &self.seats[osd as usize];
+        let first = self.tie(Seat { pg: seats.len() as u32, position: 0 }, osd) as usize % seats.len().max(1);
+        let order = seats[first..].iter().chain(&seats[..first]);
+        let legal =
+            order.flat_map(|seat| open.iter().map(|other| (*seat, *other))).filter(|(s, o)| self.admits(*s, *o));
+        let key = |(seat, other): &(Seat, u32)| {
+            let stays = self.original[seat.pg as usize][seat.position as usize] == Some(osd);
+            (stays, self.strangers(*seat, *other), self.tie(*seat, *other))
+        };
+        let best = legal.take(COMPARED_MAX).min_by_key(key);
+        if let Some((seat, other)) = best {
+            self.sit(seat, Some(other));
+        }
+        best.is_some()
+    }
+
+    /// Fills an empty seat along a path of exchanges.
+    fn shift(&mut self, seat: Seat) -> bool {
+        let mut found = vec![None; self.candidates.len()];
+        let mut queue = VecDeque::new();
+        for osd in 0..self.candidates.len() as u32 {
+            if self.admits(seat, osd) {
+                found[osd as usize] = Some((seat, None));
+                queue.push_back(osd);
+            }
+        }
+        self.shift_along(found, queue)
+    }
+
+    /// Passes one PG of `osd` on along a path of exchanges.
+    fn shift_any(&mut self, osd: u32) -> bool {
+        let mut found: Vec<Option<Step>> = vec![None; self.candidates.len()];
+        // The start has no step to it; this one only marks it as reached and is never followed.
+        found[osd as usize] = self.seats[osd as usize].first().map(|seat| (*seat, Some(osd)));
+        self.shift_along(found, VecDeque::from([osd]))
+    }
+
+    /// Searches breadth first for an OSD below its quota, and exchanges seats along the way to it.
+    fn shift_along(&mut self, mut found: Vec<Option<Step>>, mut queue: VecDeque<u32>) -> bool {
+        while let Some(at) = queue.pop_front() {
+            if self.has_room(at) && self.follow(&found, at) {
+                return true;
+            }
+            for &seat in &self.seats[at as usize] {
+                for next in 0..self.candidates.len() as u32 {
+                    if found[next as usize].is_none() && self.admits(seat, next) {
+                        found[next as usize] = Some((seat, Some(at)));
+                        queue.push_back(next);
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// Takes the path that ends at `end`. False, and nothing is changed, if its exchanges get in each other's way.
+    fn follow(&mut self, found: &[Option<Step>], end: u32) -> bool {
+        let mut done = Vec::new();
+        let mut at = end;
+        while let Some((seat, from)) = found[at as usize] {
+            if from == Some(at) {
+                break;
+            }
+            done.push((seat, self.holder(seat)));
+            self.sit(seat, Some(at));
+            let Some(from) = from else { break };
+            at = from;
+        }
+        let legal = done.iter().all(|(seat, _)| self.is_legal(seat.pg));
+        if !legal {
+            for (seat, old) in done.into_iter().rev() {
+                self.sit(seat, old);
+            }
+        }
+        legal
+    }
+
+    fn is_legal(&self, pg: u32) -> bool {
+        let set = &self.sets[pg as usize];
+        set.iter().flatten().all(|&osd| self.candidates.admits(set, Some(osd), osd))
+    }
+}
