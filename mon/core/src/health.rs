@@ -1,13 +1,14 @@
 //! How the cluster is: the state of each PG and OSD, sums, and what is wrong. One judgement for `blockyard status`, for
 //! metrics, and for whoever waits until everything is served.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cluster_proto::map::{ClusterMap, OsdStats, PgMap, PoolConfig};
 use cluster_proto::{OsdId, PgId, PoolId};
 use serde::Serialize;
 
-use crate::plan::plan;
+use crate::interval::Running;
+use crate::plan::{plan, usable};
 use crate::problem::{Problem, ProblemCode, count, list};
 
 /// Share of an OSD's space above which it counts as nearly full. Percent.
@@ -17,11 +18,13 @@ pub const NEARLY_FULL_PERCENT: u64 = 85;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PgState {
-    /// Serves: its present interval is activated and all members run.
+    /// Serves, and all data is where it should be.
     Active,
-    /// All members run, the primary has not activated the interval yet.
+    /// Serves, but some member is absent or lacks data.
+    Degraded,
+    /// Its members run, the primary has not activated the interval yet.
     Peering,
-    /// A member does not run, or its restart is not yet in the map. Clients wait.
+    /// Fewer members run than may accept writes: reads may be served, writes wait.
     Offline,
     /// The pool's configuration asks for it, but it is not created yet.
     Creating,
@@ -29,13 +32,18 @@ pub enum PgState {
 
 /// State of a PG that has a map.
 pub fn pg_state(map: &ClusterMap, pg: PgId, present: &PgMap) -> PgState {
+    let pool = map.pools.get(&pg.pool);
     let runs = |m: &cluster_proto::map::Member| map.osds.get(&m.osd).is_some_and(|o| o.incarnation == m.incarnation);
-    if !present.acting.iter().all(runs) {
-        PgState::Offline
-    } else if map.activations.get(&pg).is_some_and(|a| a.epoch == present.epoch && a.acting == present.acting) {
-        PgState::Active
-    } else {
-        PgState::Peering
+    let running = present.members().filter(|(_, member)| runs(member)).count();
+    let record = map.activations.get(&pg).filter(|a| a.epoch == present.epoch && a.acting == present.acting);
+    let Some(pool) = pool.filter(|pool| running >= usize::from(pool.min_size)) else { return PgState::Offline };
+    match record {
+        _ if running < present.members().count() => PgState::Peering,
+        None => PgState::Peering,
+        Some(record) => {
+            let complete = present.target.iter().all(|osd| record.complete.contains(osd));
+            if complete && running == pool.width() { PgState::Active } else { PgState::Degraded }
+        }
     }
 }
 
@@ -47,6 +55,8 @@ pub struct PgCounts {
     pub total: usize,
     /// In [`PgState::Active`].
     pub active: usize,
+    /// In [`PgState::Degraded`].
+    pub degraded: usize,
     /// In [`PgState::Peering`].
     pub peering: usize,
     /// In [`PgState::Offline`].
@@ -72,6 +82,7 @@ impl PgCounts {
         self.total += n;
         match state {
             PgState::Active => self.active += n,
+            PgState::Degraded => self.degraded += n,
             PgState::Peering => self.peering += n,
             PgState::Offline => self.offline += n,
             PgState::Creating => self.creating += n,
@@ -82,6 +93,7 @@ impl PgCounts {
         PgCounts {
             total: self.total + other.total,
             active: self.active + other.active,
+            degraded: self.degraded + other.degraded,
             peering: self.peering + other.peering,
             offline: self.offline + other.offline,
             creating: self.creating + other.creating,
@@ -90,7 +102,7 @@ impl PgCounts {
 
     /// Whether every PG serves.
     pub fn is_all_active(&self) -> bool {
-        self.active == self.total
+        self.active + self.degraded == self.total
     }
 }
 
@@ -139,7 +151,7 @@ pub fn health(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>) -> Health {
     pools.extend(map.pools.iter().map(|(id, pool)| (*id, Some(pool))));
     let counts = pools.iter().map(|(id, pool)| PgCounts::of_pool(map, *id, *pool));
     let pgs = counts.fold(PgCounts::default(), PgCounts::sum);
-    let mut problems = plan(map).problems;
+    let mut problems = plan(map, &Running::registered(map), &usable(map, &BTreeSet::new())).problems;
     judge_osds(map, &mut problems);
     judge_pgs(&pgs, &mut problems);
     for (osd, stats) in stats {
@@ -183,11 +195,19 @@ fn judge_osds(map: &ClusterMap, problems: &mut Vec<Problem>) {
 fn judge_pgs(pgs: &PgCounts, problems: &mut Vec<Problem>) {
     if pgs.offline > 0 {
         let message = format!(
-            "{} of {} cannot serve because a member does not run or has just been restarted: reads and writes there wait",
+            "{} of {} cannot accept writes because too few of their members run: start OSDs; clients wait",
             count(pgs.offline, "PG"),
             pgs.total
         );
         problems.push(Problem::new(ProblemCode::PgOffline, message));
+    }
+    if pgs.degraded > 0 {
+        let message = format!(
+            "{} of {} have less redundancy than they should until members are back or data is copied",
+            count(pgs.degraded, "PG"),
+            pgs.total
+        );
+        problems.push(Problem::new(ProblemCode::PgDegraded, message));
     }
     if pgs.peering > 0 {
         let message =

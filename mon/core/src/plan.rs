@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use cluster_proto::map::{ClusterMap, Interval, Member, PgMap, PoolConfig, keys};
-use cluster_proto::{Epoch, Incarnation, OsdId, PgId, PoolId};
+use cluster_proto::map::{ClusterMap, Interval, Member, PgMap, PoolConfig, Scheme, keys};
+use cluster_proto::{Epoch, OsdId, PgId, PoolId};
 
-use crate::placement::place;
+use crate::interval::{self, Running};
+use crate::placement::{preferred_primaries, targets};
 use crate::problem::{Problem, ProblemCode, count, list};
 
 /// A new interval of one PG.
@@ -32,7 +33,8 @@ impl PgChange {
     /// Keys and their new values (`None`: delete).
     pub fn writes(&self) -> Vec<(String, Option<Vec<u8>>)> {
         let history = self.history.as_ref().map(|h| (keys::pg_history(self.pg), Some(json(h))));
-        std::iter::once((keys::pg_map(self.pg), Some(json(&self.map)))).chain(history).collect()
+        // The map comes last: who hears of it must know the history.
+        history.into_iter().chain([(keys::pg_map(self.pg), Some(json(&self.map)))]).collect()
     }
 }
 
@@ -53,13 +55,14 @@ pub struct Plan {
 
 /// Decides what must change, given configuration, running OSDs and the PGs as they are.
 ///
-/// - PGs of a pool that do not exist yet are placed on the configured OSDs with weight, and created in epoch 1 as soon
-///   as all their members run.
-/// - A PG whose members all run, one of them in another incarnation than recorded, gets the next epoch.
-/// - A PG of which a member does not run stays as it is: its clients wait.
+/// - PGs are placed on OSDs that are in (`usable`): new ones, and others when the configuration or `usable` has changed, not more at a
+///   time than the settings allow.
+/// - A PG is created as soon as so many of its members run that it may accept writes.
+/// - A PG whose members are not those that should serve it now gets the next epoch. If nobody could serve it, it stays as it is: its
+///   clients wait.
 ///
-/// After the changes are applied to the map, `plan` finds none.
-pub fn plan(map: &ClusterMap) -> Plan {
+/// After the changes are applied to the map, `plan` finds none, but for PGs that had to wait for others to move.
+pub fn plan(map: &ClusterMap, running: &Running, usable: &BTreeSet<OsdId>) -> Plan {
     let mut plan = Plan::default();
     if map.cluster.is_none() {
         plan.problems.push(Problem::new(
@@ -68,9 +71,6 @@ pub fn plan(map: &ClusterMap) -> Plan {
         ));
         return plan;
     }
-    for (pg, present) in &map.pgs {
-        renew(map, *pg, present, &mut plan);
-    }
     let pools: BTreeSet<_> = map.pgs.keys().map(|pg| pg.pool).collect();
     for pool in pools.iter().filter(|pool| !map.pools.contains_key(pool)) {
         plan.problems.push(Problem::new(
@@ -78,66 +78,103 @@ pub fn plan(map: &ClusterMap) -> Plan {
             format!("pool {pool} has PGs but no configuration: write {} again", keys::pool(*pool)),
         ));
     }
+    let mut may_move = moves_allowed(map);
     for (id, pool) in &map.pools {
         check_pool(map, *id, pool, &mut plan.problems);
+        let layout = pgs_of(map, *id).map(|(pg, present)| (pg.index, present.target.clone())).collect();
+        let placed = targets(map, *id, usable, &layout).map_err(|problem| plan.problems.push(problem)).ok();
+        let leads = placed.as_ref().map(|sets| preferred_primaries(pool, sets));
+        for (pg, present) in pgs_of(map, *id).filter(|(pg, _)| pg.index < pool.pg_count) {
+            let index = pg.index as usize;
+            let wished = placed.as_ref().and_then(|sets| sets.get(index)).unwrap_or(&present.target);
+            let moves = same_members(wished, &present.target) == Some(false) || present.target.is_empty();
+            let target = if moves && may_move == 0 { &present.target } else { wished };
+            may_move -= usize::from(moves && may_move > 0);
+            let lead = leads.as_ref().and_then(|leads| leads.get(index)).copied();
+            renew(map, running, pg, pool, (present, target, lead), &mut plan);
+        }
         let existing = pgs_of(map, *id).filter(|(pg, _)| pg.index < pool.pg_count).count();
-        if existing < pool.pg_count as usize {
-            create(map, *id, pool, &mut plan);
+        if let Some(placed) = placed
+            && existing < pool.pg_count as usize
+        {
+            create(map, running, *id, pool, &placed, &mut plan);
         }
     }
     plan.changes.sort_by_key(|change| change.pg);
     plan
 }
 
-/// Runs of all these OSDs; `None` if one of them does not run.
-fn running(map: &ClusterMap, osds: &[OsdId]) -> Option<Vec<Member>> {
-    osds.iter().map(|osd| map.osds.get(osd).map(|state| member(*osd, state.incarnation))).collect()
+/// OSDs that may have data: configured, with weight, without those in `out`.
+pub fn usable(map: &ClusterMap, out: &BTreeSet<OsdId>) -> BTreeSet<OsdId> {
+    let with_weight = map.osd_configs.iter().filter(|(_, config)| config.effective_weight() > 0.0);
+    with_weight.map(|(osd, _)| *osd).filter(|osd| !out.contains(osd)).collect()
 }
 
-fn member(osd: OsdId, incarnation: Incarnation) -> Member {
-    Member { osd, incarnation }
+/// Whether two target sets, in whatever order, are the same; none if one of them is empty.
+fn same_members(a: &[OsdId], b: &[OsdId]) -> Option<bool> {
+    let sorted = |set: &[OsdId]| set.iter().copied().collect::<BTreeSet<_>>();
+    (!a.is_empty() && !b.is_empty()).then(|| sorted(a) == sorted(b))
 }
 
-/// Begins a new interval of an existing PG if a member was restarted.
-fn renew(map: &ClusterMap, pg: PgId, present: &PgMap, plan: &mut Plan) {
-    let target =
-        if present.target.is_empty() { present.acting.iter().map(|m| m.osd).collect() } else { present.target.clone() };
-    let Some(acting) = running(map, &target) else { return };
-    if acting == present.acting {
+/// PGs that may begin to move now.
+fn moves_allowed(map: &ClusterMap) -> usize {
+    if map.settings.rebalance_paused {
+        return 0;
+    }
+    let is_moving = |(pg, present): &(&PgId, &PgMap)| {
+        let record = map.activations.get(pg).filter(|record| record.epoch == present.epoch);
+        record.is_none_or(|record| present.target.iter().any(|osd| !record.complete.contains(osd)))
+    };
+    (map.settings.moving_pgs_max as usize).saturating_sub(map.pgs.iter().filter(is_moving).count())
+}
+
+/// Begins a new interval of an existing PG if others should serve it than do.
+fn renew(
+    map: &ClusterMap,
+    running: &Running,
+    pg: PgId,
+    pool: &PoolConfig,
+    (present, target, lead): (&PgMap, &[OsdId], Option<OsdId>),
+    plan: &mut Plan,
+) {
+    let record = map.activations.get(&pg);
+    let target = if target.is_empty() { present.acting.iter().flatten().map(|m| m.osd).collect() } else { target.to_vec() };
+    let members = interval::acting(map, running, pg, pool.scheme, &target);
+    // Fewer than make up the data cannot serve it.
+    if members.iter().flatten().count() < pool.scheme.copies_needed() {
         return;
     }
-    if present.epoch >= Epoch::MAX {
+    let Some(primary) = interval::primary(record, Some(present), &members, lead) else { return };
+    let sorted = |members: &[Option<Member>]| members.iter().flatten().copied().collect::<BTreeSet<_>>();
+    let same = match pool.scheme {
+        Scheme::Replicated { .. } => sorted(&members) == sorted(&present.acting),
+        Scheme::Ec { .. } => members == present.acting,
+    };
+    if same && primary == present.primary && same_members(&target, &present.target) == Some(true) {
+        return;
+    }
+    let Some(next) = interval::next(record, running, present, members, primary, target) else {
         plan.problems.push(Problem::new(
             ProblemCode::PgEpochsExhausted,
             format!("pg {pg} is in its last possible epoch, {}: move its data to another pool", present.epoch),
         ));
         return;
-    }
-    let next = PgMap { epoch: present.epoch.next(), acting, target };
-    let history = history(map, pg, present.epoch, &next.target);
+    };
+    let history = past(map, pg, present.epoch, pool.width());
     plan.changes.push(PgChange { pg, map: next, history });
 }
 
-/// The history once interval `epoch` is past: nothing new unless that interval accepted writes. If it did, and all members
-/// of the target set were in it, the activation found or made them equal: then everything older is on all of them, and
-/// only this interval matters to the next peering.
-fn history(map: &ClusterMap, pg: PgId, epoch: Epoch, target: &[OsdId]) -> Option<Vec<Interval>> {
-    let activation = map.activations.get(&pg).filter(|a| a.epoch == epoch)?;
-    let interval = Interval { epoch, acting: activation.acting.iter().map(|m| m.osd).collect() };
-    let mut history = map.histories.get(&pg).cloned().unwrap_or_default();
-    if target.iter().all(|osd| interval.acting.contains(osd)) {
-        history.clear();
-    } else {
-        history.retain(|past| past.epoch < epoch);
-    }
-    history.push(interval);
-    Some(history)
+/// The history once interval `epoch` is past: nothing new unless it may have accepted writes.
+fn past(map: &ClusterMap, pg: PgId, epoch: Epoch, width: usize) -> Option<Vec<Interval>> {
+    let record = map.activations.get(&pg).filter(|record| record.epoch == epoch)?;
+    let before = map.histories.get(&pg).map_or(&[][..], Vec::as_slice);
+    Some(interval::history(before, record, width))
 }
 
 /// Finds PGs that the pool's configuration does not describe.
 fn check_pool(map: &ClusterMap, id: PoolId, pool: &PoolConfig, problems: &mut Vec<Problem>) {
     let width = pool.width();
-    let mut strange = pgs_of(map, id).filter(|(pg, m)| pg.index >= pool.pg_count || m.acting.len() != width);
+    let mut strange = pgs_of(map, id).filter(|(pg, m)| pg.index >= pool.pg_count || m.acting.len() > width);
     if let Some((first, _)) = strange.next() {
         let n = 1 + strange.count();
         problems.push(Problem::new(
@@ -159,40 +196,37 @@ fn pgs_of(map: &ClusterMap, pool: PoolId) -> impl Iterator<Item = (PgId, &PgMap)
     map.pgs.range(all).map(|(pg, present)| (*pg, present))
 }
 
-/// Creates the PGs of a pool that do not exist and whose members run.
-fn create(map: &ClusterMap, id: PoolId, pool: &PoolConfig, plan: &mut Plan) {
-    let osds: Vec<_> = map.osd_configs.iter().map(|(osd, config)| (*osd, config.weight)).collect();
-    let Some(placed) = place(&osds, pool.width(), pool.pg_count) else {
-        let usable = osds.iter().filter(|(_, weight)| *weight > 0.0).count();
-        plan.problems.push(Problem::new(
-            ProblemCode::PoolTooFewOsds,
-            format!(
-                "pool {:?} keeps {} but only {} with weight: add OSDs or create a pool with fewer copies",
-                pool.name,
-                if pool.width() == 1 { "1 copy".into() } else { format!("{} copies", pool.width()) },
-                if usable == 1 { "1 OSD exists".into() } else { format!("{usable} OSDs exist") },
-            ),
-        ));
-        return;
-    };
+/// Creates the PGs of a pool that do not exist, if enough of their members run.
+fn create(
+    map: &ClusterMap,
+    running: &Running,
+    id: PoolId,
+    pool: &PoolConfig,
+    placed: &[Vec<OsdId>],
+    plan: &mut Plan,
+) {
     let mut waiting = 0;
     for (index, target) in (0..).zip(placed) {
         let pg = PgId { pool: id, index };
         if map.pgs.contains_key(&pg) {
             continue;
         }
-        match running(map, &target) {
-            Some(acting) => {
-                // A map that was lost must not take an epoch a second time: versions would repeat.
-                let past = past_epoch(map, pg);
-                let history = history(map, pg, past, &target);
-                plan.changes.push(PgChange { pg, map: PgMap { epoch: past.next(), acting, target }, history });
-            }
-            None => waiting += 1,
-        }
+        let members = interval::acting(map, running, pg, pool.scheme, target);
+        let primary = interval::primary(map.activations.get(&pg), None, &members, target.first().copied());
+        let enough = members.iter().flatten().count() >= usize::from(pool.min_size);
+        let (true, Some(primary)) = (enough, primary) else {
+            waiting += 1;
+            continue;
+        };
+        // A map that was lost must not take an epoch a second time: versions would repeat.
+        let before = past_epoch(map, pg);
+        let history = past(map, pg, before, pool.width());
+        let (dead, unfenced) = (Vec::new(), Vec::new());
+        let next = PgMap { epoch: before.next(), primary, acting: members, target: target.clone(), dead, unfenced };
+        plan.changes.push(PgChange { pg, map: next, history });
     }
     if waiting > 0 {
-        let down = osds.iter().filter(|(osd, weight)| *weight > 0.0 && !map.osds.contains_key(osd));
+        let down = placed.iter().flatten().filter(|osd| !running.alive.contains_key(osd)).collect::<BTreeSet<_>>();
         plan.problems.push(Problem::new(
             ProblemCode::PoolWaitsForOsds,
             format!(
@@ -200,7 +234,7 @@ fn create(map: &ClusterMap, id: PoolId, pool: &PoolConfig, plan: &mut Plan) {
                  their weight to 0",
                 count(waiting, "PG"),
                 pool.name,
-                list(down.map(|(osd, _)| osd))
+                list(down)
             ),
         ));
     }

@@ -31,8 +31,10 @@ pub enum ProblemCode {
     PoolChanged,
     /// PGs of a pool that is not configured.
     PoolMissing,
-    /// PGs wait for a member that does not run.
+    /// PGs of which too few members run to accept writes.
     PgOffline,
+    /// PGs that serve with less redundancy than they should have.
+    PgDegraded,
     /// PGs whose members all run, but which do not serve yet.
     PgPeering,
     /// A PG has used up its epochs.
@@ -57,6 +59,7 @@ impl ProblemCode {
             ProblemCode::PoolChanged => "pool-changed",
             ProblemCode::PoolMissing => "pool-missing",
             ProblemCode::PgOffline => "pg-offline",
+            ProblemCode::PgDegraded => "pg-degraded",
             ProblemCode::PgPeering => "pg-peering",
             ProblemCode::PgEpochsExhausted => "pg-epochs-exhausted",
             ProblemCode::CrcErrors => "crc-errors",
@@ -70,6 +73,7 @@ impl ProblemCode {
         match self {
             ProblemCode::OsdDown
             | ProblemCode::OsdNotConfigured
+            | ProblemCode::PgDegraded
             | ProblemCode::PgPeering
             | ProblemCode::CrcErrors
             | ProblemCode::IoErrors
