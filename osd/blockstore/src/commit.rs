@@ -281,11 +281,11 @@ impl Store {
             let Some(pending) = self.commit.pending.pop_front() else { break };
             self.commit.durable = self.commit.durable.next();
             self.execute_pending(pending);
+            self.finish_barriers();
         }
         self.commit.recorded = self.commit.recorded.max(cover.recorded);
         let durable = self.commit.durable;
         self.commit.resolutions.retain(|&(_, m)| m > durable);
-        self.finish_barriers();
     }
 
     fn execute_pending(&mut self, pending: Pending) {
