@@ -118,6 +118,7 @@ fn fill(store: &mut Store, device: &mut Metadata, objects: u64, sectors: u32, ex
                         lineage: LayerId(1 + index / 4096),
                         layer: LayerId(1 + index / 4096),
                         index: (index % 4096) as u32,
+                        part: 0,
                     },
                     version: Version(version),
                     sectors: SectorRange::new(part * extent, extent),

@@ -9,17 +9,17 @@ use std::collections::{HashMap, VecDeque};
 use buffer::Buffer;
 use cluster_proto::Status;
 use cluster_proto::ids::{ObjectId, Version};
-use cluster_proto::shard::ShardOutcome;
+use cluster_proto::shard::{ObjectHead, ShardOutcome};
 
 use crate::device::{DeviceError, DeviceOp};
 use crate::extent::{Run, Runs};
 use crate::format::log::{Change, Kind, Lsn};
 use crate::geometry::BLOCK;
-use crate::index::{Index, partition_of};
+use crate::index::{Index, Undo, partition_of};
 use crate::log::append::{BlockWrite, Place};
 use crate::open::OpenError;
 use crate::requests::Requests;
-use crate::reserve::Need;
+use crate::reserve::{Need, Promise};
 use crate::store::{Job, Store, StoreState};
 
 /// Tries of one log write.
@@ -42,10 +42,8 @@ pub(crate) struct Pending {
     pub abandoned: Runs,
     pub cancelled: bool,
     pub place: Place,
-    /// Of the space promised at admission.
-    pub growth: u32,
-    pub metadata: u64,
-    pub is_new_object: bool,
+    /// The space promised at admission.
+    pub promise: Promise,
 }
 
 impl Pending {
@@ -61,19 +59,45 @@ impl Pending {
             abandoned: Runs::new(),
             cancelled: false,
             place,
-            growth: need.growth,
-            metadata: need.metadata(),
-            is_new_object: need.is_new_object,
+            promise: need.promise(),
         }
     }
 }
 
-/// Newest version of an object that has pending mutations.
+/// Head of an object with all its pending mutations.
+#[derive(Clone, Copy)]
 pub(crate) struct Newest {
     pub version: Version,
     pub deleted: bool,
     pub exists: bool,
+    /// Mutations pending.
     pub pending: u32,
+}
+
+impl Newest {
+    /// The head of an object without pending mutations.
+    pub fn of(head: Option<ObjectHead>) -> Newest {
+        match head {
+            Some(head) => Newest { version: head.version, deleted: head.deleted, exists: true, pending: 0 },
+            None => Newest { version: Version::NONE, deleted: false, exists: false, pending: 0 },
+        }
+    }
+
+    /// The head after one more change. `undo`: what the staged change replaced.
+    pub fn after(self, change: &Change, undo: Option<&Undo>) -> Newest {
+        let own = match change.kind {
+            Kind::Commit | Kind::Repair | Kind::Relocate | Kind::Cancel => self,
+            Kind::Collect | Kind::Drop => Newest::of(None),
+            Kind::Rollback => undo.map_or(self, |undo| Newest::of(undo.head(change.object))),
+            Kind::Delete | Kind::RestoreDeleted => {
+                Newest { version: change.version, deleted: true, exists: true, pending: 0 }
+            }
+            Kind::Write | Kind::Zero | Kind::Restore | Kind::Patch | Kind::Stage => {
+                Newest { version: change.version, deleted: false, exists: true, pending: 0 }
+            }
+        };
+        Newest { pending: self.pending + 1, ..own }
+    }
 }
 
 /// What a flush makes durable when it completes.
@@ -160,9 +184,14 @@ pub(crate) fn execute(index: &mut Index, lsn: Lsn, change: &Change) -> crate::in
 /// Remembers the requests of an entry.
 pub(crate) fn execute_requests(requests: &mut Requests, lsn: Lsn, change: &Change) {
     match change.kind {
-        Kind::Write | Kind::Zero | Kind::Delete => requests.apply(&change.origin, change.version, change.object, lsn),
-        Kind::Restore | Kind::RestoreDeleted => requests.apply_restored(&change.requests, change.object, lsn),
-        Kind::Collect | Kind::Repair | Kind::Relocate | Kind::Cancel => {}
+        Kind::Write | Kind::Zero | Kind::Delete | Kind::Stage => {
+            requests.apply(&change.origin, change.version, change.object, lsn);
+        }
+        Kind::Restore | Kind::RestoreDeleted | Kind::Patch => {
+            requests.apply_restored(&change.requests, change.object, lsn);
+        }
+        Kind::Rollback => requests.forget(&change.origin, change.version, change.object),
+        Kind::Collect | Kind::Repair | Kind::Relocate | Kind::Cancel | Kind::Commit | Kind::Drop => {}
     }
 }
 
@@ -252,11 +281,11 @@ impl Store {
             let Some(pending) = self.commit.pending.pop_front() else { break };
             self.commit.durable = self.commit.durable.next();
             self.execute_pending(pending);
+            self.finish_barriers();
         }
         self.commit.recorded = self.commit.recorded.max(cover.recorded);
         let durable = self.commit.durable;
         self.commit.resolutions.retain(|&(_, m)| m > durable);
-        self.finish_barriers();
     }
 
     fn execute_pending(&mut self, pending: Pending) {
@@ -280,7 +309,7 @@ impl Store {
             }
         }
         self.quarantine.add(lsn, self.reads.next_number(), freed);
-        self.reserved.give_back(pending.growth, pending.metadata, pending.is_new_object);
+        self.reserved.give_back(&pending.promise);
         let partition = partition_of(&pending.change.object, self.geometry.partitions);
         self.checkpoints.set_accounted(partition, self.index.partition_bytes(partition));
         self.forget_newest(&pending.change);

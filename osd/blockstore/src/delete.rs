@@ -1,19 +1,17 @@
-//! Mutations without data: Zero, Delete and Collect. They must work on a full store, because they make room.
+//! Mutations without data: Zero, Delete, Collect and Drop. They must work on a full store, because they make room.
 
+use cluster_proto::Status;
 use cluster_proto::ids::{ObjectId, Version};
-use cluster_proto::limits::SECTORS_PER_OBJECT_MAX;
-use cluster_proto::shard::{Origin, ShardOp};
-use cluster_proto::{SectorRange, Status};
+use cluster_proto::shard::ShardOp;
 
-use crate::format::log::{Change, Kind};
+use crate::commit::Newest;
+use crate::format::log::{Change, Kind, WHOLE};
 use crate::reserve::{Need, Refusal};
 use crate::store::Store;
 use crate::write::check_origin;
 
-const WHOLE: SectorRange = SectorRange::new(0, SECTORS_PER_OBJECT_MAX);
-
 impl Store {
-    /// Begins a Zero, Delete or Collect.
+    /// Begins a Zero, Delete, Collect or Drop.
     pub(crate) fn delete_start(&mut self, tag: u64, op: &ShardOp) -> Result<(), Refusal> {
         match op {
             ShardOp::Zero { object, version, sectors, origin } => {
@@ -26,6 +24,7 @@ impl Store {
                 self.punch(tag, Change::new(Kind::Delete, *object, *version, *origin, WHOLE))
             }
             ShardOp::Collect { object, version } => self.collect(tag, object, *version),
+            ShardOp::Drop { object, version } => self.drop_start(tag, object, *version),
             _ => Err(Refusal::Fail(Status::Invalid)),
         }
     }
@@ -36,28 +35,42 @@ impl Store {
         if change.version <= newest.version {
             return Err(Refusal::Fail(Status::Invalid));
         }
-        let need = self.need_without_data(!newest.exists);
+        let need = Need { is_new_object: !newest.exists, ..Need::of_entry(Change::encoded_len(0, 0, 0, 0)) };
         self.admit(&need)?;
-        self.begin_change(tag, change, &need, buffer::Buffer::new());
+        self.begin_change(tag, change, newest, &need, buffer::Buffer::new());
         Ok(())
     }
 
     fn collect(&mut self, tag: u64, object: &ObjectId, version: Version) -> Result<(), Refusal> {
         let newest = self.newest(object);
-        if !(newest.exists && newest.deleted && newest.version == version) {
-            // Nothing to forget; but what led to that must be durable before it is reported.
+        let has_effect = newest.exists && newest.deleted && newest.version == version;
+        self.brief_start(tag, Change::brief(Kind::Collect, *object, version), newest, has_effect)
+    }
+
+    fn drop_start(&mut self, tag: u64, object: &ObjectId, version: Version) -> Result<(), Refusal> {
+        let newest = self.settled(object)?;
+        let has_effect = newest.exists && newest.version == version;
+        self.brief_start(tag, Change::brief(Kind::Drop, *object, version), newest, has_effect)
+    }
+
+    /// Begins a change that is nothing but a small entry, and nothing at all if it would have no effect.
+    pub(crate) fn brief_start(
+        &mut self,
+        tag: u64,
+        change: Change,
+        newest: Newest,
+        has_effect: bool,
+    ) -> Result<(), Refusal> {
+        if !has_effect {
+            // What led to that must be durable before it is reported.
             self.sync_start(tag);
             return Ok(());
         }
-        let need = self.need_without_data(false);
+        let brief = change.kind.is_brief();
+        let entry_bytes = if brief { Change::brief_len() } else { Change::encoded_len(0, 0, 0, 0) };
+        let need = Need::of_entry(entry_bytes);
         self.admit(&need)?;
-        let change = Change::new(Kind::Collect, *object, version, Origin::NONE, WHOLE);
-        self.begin_change(tag, change, &need, buffer::Buffer::new());
+        self.begin_change(tag, change, newest, &need, buffer::Buffer::new());
         Ok(())
-    }
-
-    fn need_without_data(&self, is_new_object: bool) -> Need {
-        let entry_bytes = Change::encoded_len(0, 0, 0);
-        Need { entry_bytes, sectors: 0, growth: 0, is_new_object, is_privileged: true }
     }
 }

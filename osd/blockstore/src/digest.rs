@@ -1,18 +1,30 @@
-//! Digests of what each PG of a declared pool holds, kept up to date with every change of a head.
+//! Digests of what each PG of a declared pool holds, kept up to date with every change of a head; and which of its objects
+//! are tombstones, so that they can be listed without looking at all others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::BuildHasherDefault;
 
 use cluster_proto::limits::DIGEST_BUCKETS;
 use cluster_proto::shard::{Digests, ObjectHead, digest_bucket, digest_hash};
-use cluster_proto::{PgId, PoolId};
+use cluster_proto::{ObjectId, PgId, PoolId};
+
+use crate::index::{Key, Mixer};
+
+/// Memory of one place in a set of tombstones. Bytes.
+const PLACE_BYTES: u64 = size_of::<Key>() as u64 + 1;
+
+struct PgSummary {
+    digests: Digests,
+    tombstones: HashSet<Key, BuildHasherDefault<Mixer>>,
+}
 
 struct PoolDigests {
     pg_count: u32,
     /// Only PGs that ever held something take memory.
-    pgs: BTreeMap<u32, Box<Digests>>,
+    pgs: BTreeMap<u32, Box<PgSummary>>,
 }
 
-/// Digests of all declared pools.
+/// Digests and tombstones of all declared pools.
 #[derive(Default)]
 pub struct DigestTable {
     pools: BTreeMap<PoolId, PoolDigests>,
@@ -29,31 +41,37 @@ impl DigestTable {
         self.pools.insert(pool, PoolDigests { pg_count, pgs: BTreeMap::new() });
     }
 
-    /// Takes a head into its digest.
-    pub fn add(&mut self, head: &ObjectHead) {
-        self.change(head, u64::wrapping_add);
+    /// Takes the old head of an object out of its digest and the new one in. `key` is the object's.
+    pub fn replace(&mut self, object: &ObjectId, key: Key, old: Option<&ObjectHead>, new: Option<&ObjectHead>) {
+        let Some(pool) = self.pools.get_mut(&object.pool) else { return };
+        let empty = || Box::new(PgSummary { digests: [0; DIGEST_BUCKETS], tombstones: HashSet::default() });
+        let own = pool.pgs.entry(object.pg(pool.pg_count).index).or_insert_with(empty);
+        let bucket = &mut own.digests[digest_bucket(object)];
+        *bucket = bucket.wrapping_sub(old.map_or(0, digest_hash)).wrapping_add(new.map_or(0, digest_hash));
+        match (old.is_some_and(|h| h.deleted), new.is_some_and(|h| h.deleted)) {
+            (false, true) => _ = own.tombstones.insert(key),
+            (true, false) => _ = own.tombstones.remove(&key),
+            _ => {}
+        }
     }
 
-    /// Takes a head out of its digest.
-    pub fn remove(&mut self, head: &ObjectHead) {
-        self.change(head, u64::wrapping_sub);
-    }
-
-    fn change(&mut self, head: &ObjectHead, sum: fn(u64, u64) -> u64) {
-        let Some(pool) = self.pools.get_mut(&head.object.pool) else { return };
-        let pg = head.object.pg(pool.pg_count).index;
-        let digests = pool.pgs.entry(pg).or_insert_with(|| Box::new([0; DIGEST_BUCKETS]));
-        let bucket = &mut digests[digest_bucket(&head.object)];
-        *bucket = sum(*bucket, digest_hash(head));
+    fn pg(&self, pg: PgId) -> Option<&PgSummary> {
+        self.pools.get(&pg.pool)?.pgs.get(&pg.index).map(|own| &**own)
     }
 
     /// Digests of a PG; all zero if it is empty or unknown.
     pub fn of(&self, pg: PgId) -> Digests {
-        self.pools.get(&pg.pool).and_then(|p| p.pgs.get(&pg.index)).map_or([0; DIGEST_BUCKETS], |d| **d)
+        self.pg(pg).map_or([0; DIGEST_BUCKETS], |own| own.digests)
+    }
+
+    /// Keys of a PG's tombstones, in no particular order.
+    pub fn tombstones(&self, pg: PgId) -> impl Iterator<Item = Key> {
+        self.pg(pg).into_iter().flat_map(|own| own.tombstones.iter().copied())
     }
 
     /// Bytes of memory.
     pub fn memory_bytes(&self) -> u64 {
-        self.pools.values().map(|p| (p.pgs.len() * size_of::<Digests>()) as u64).sum()
+        let pgs = self.pools.values().flat_map(|p| p.pgs.values());
+        pgs.map(|own| size_of::<PgSummary>() as u64 + own.tombstones.capacity() as u64 * PLACE_BYTES).sum()
     }
 }

@@ -148,19 +148,25 @@ impl ExtentList {
         }
     }
 
-    /// Makes this the content of `old` with `range` replaced by `new` (whose extents lie in `range`; what they do not
-    /// cover becomes a hole). Returns the runs that are no longer used.
-    pub fn replaced(&mut self, old: &ExtentList, range: SectorRange, new: &[Extent], crcs: &[u32]) -> Runs {
+    /// Makes this the content of `old` with `ranges` (ascending, disjoint) replaced by `new`, whose extents lie in them;
+    /// what they do not cover becomes a hole. Returns the runs that are no longer used.
+    pub fn replaced(&mut self, old: &ExtentList, ranges: &[SectorRange], new: &[Extent], crcs: &[u32]) -> Runs {
         self.clear();
-        self.push_parts(old, SectorRange::new(0, range.start));
-        let mut at = 0;
-        for &extent in new {
-            let count = extent.sectors().count as usize;
-            self.push(extent, &crcs[at..at + count]);
-            at += count;
+        let mut freed = Runs::new();
+        let mut new = new.iter().copied().peekable();
+        let (mut kept, mut at) = (0, 0);
+        for range in ranges {
+            self.push_parts(old, SectorRange::new(kept, range.start.saturating_sub(kept)));
+            while let Some(extent) = new.next_if(|e| e.sectors().start < range.end()) {
+                let count = extent.sectors().count as usize;
+                self.push(extent, &crcs[at..at + count]);
+                at += count;
+            }
+            freed.extend(old.extents.iter().filter_map(|e| e.part(*range)).map(Extent::run));
+            kept = range.end();
         }
-        self.push_parts(old, SectorRange::new(range.end(), SECTORS_PER_OBJECT_MAX - range.end()));
-        old.extents.iter().filter_map(|e| e.part(range)).map(Extent::run).collect()
+        self.push_parts(old, SectorRange::new(kept, SECTORS_PER_OBJECT_MAX - kept));
+        freed
     }
 }
 
@@ -188,7 +194,7 @@ mod tests {
         let mut old = ExtentList::default();
         old.push(extent(0, 8, 100), &[0, 1, 2, 3, 4, 5, 6, 7]);
         let mut new = ExtentList::default();
-        let freed = new.replaced(&old, SectorRange::new(2, 3), &[extent(2, 3, 50)], &[72, 73, 74]);
+        let freed = new.replaced(&old, &[SectorRange::new(2, 3)], &[extent(2, 3, 50)], &[72, 73, 74]);
         assert_eq!(new.extents, [extent(0, 2, 100), extent(2, 3, 50), extent(5, 3, 105)]);
         assert_eq!(new.crcs, [0, 1, 72, 73, 74, 5, 6, 7]);
         assert_eq!(freed.as_slice(), [Run { start: 102, count: 3 }]);
@@ -201,8 +207,23 @@ mod tests {
         list.push(extent(6, 2, 12), &[3, 4]);
         assert_eq!(list.extents, [extent(4, 4, 10)]);
         let mut punched = ExtentList::default();
-        let freed = punched.replaced(&list, SectorRange::new(0, 5), &[], &[]);
+        let freed = punched.replaced(&list, &[SectorRange::new(0, 5)], &[], &[]);
         assert_eq!(punched.extents, [extent(5, 3, 11)]);
         assert_eq!((punched.crcs.as_slice(), freed[0].start), ([2, 3, 4].as_slice(), 10));
+    }
+
+    #[test]
+    fn several_ranges_are_replaced_at_once() {
+        let mut old = ExtentList::default();
+        old.push(extent(0, 10, 100), &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        let mut new = ExtentList::default();
+        let ranges = [SectorRange::new(1, 1), SectorRange::new(2, 2), SectorRange::new(7, 5)];
+        // The first extent goes on from one range to the next; the last leaves holes around it.
+        let freed = new.replaced(&old, &ranges, &[extent(1, 2, 50), extent(8, 1, 60)], &[71, 72, 78]);
+        assert_eq!(new.extents, [extent(0, 1, 100), extent(1, 2, 50), extent(4, 3, 104), extent(8, 1, 60)]);
+        assert_eq!(new.crcs, [0, 71, 72, 4, 5, 6, 78]);
+        assert_eq!(freed.iter().map(|r| (r.start, r.count)).collect::<Vec<_>>(), [(101, 1), (102, 2), (107, 3)]);
+        let freed = new.replaced(&old, &[], &[], &[]);
+        assert!(new == old && freed.is_empty());
     }
 }

@@ -3,7 +3,9 @@
 use cluster_proto::SECTOR;
 use cluster_proto::limits::CLIENTS_REMEMBERED_MAX;
 
-use crate::format::checkpoint::{CLIENT_BYTES, OBJECT_BYTES_MAX, REQUEST_BYTES_MAX, SECTOR_BYTES_MAX, SEGMENTS_MAX};
+use crate::format::checkpoint::{
+    CLIENT_BYTES, OBJECT_BYTES_MAX, REQUEST_BYTES_MAX, SECTOR_BYTES_MAX, SEGMENTS_MAX, UNDO_BYTES_MAX,
+};
 
 /// Bytes of one block: log blocks, slot headers, superblocks. Equal to a sector.
 pub const BLOCK: u64 = SECTOR as u64;
@@ -25,6 +27,9 @@ const SECTORS_PER_PARTITION: u64 = 1 << 17;
 const DATA_SECTORS_MIN: u64 = 64;
 /// Largest data area that an extent can address. Sectors.
 const DATA_SECTORS_MAX: u64 = 1 << 44;
+/// Bounds of the number of objects that may have a staged change.
+const STAGED_MAX: u64 = 64 << 10;
+const STAGED_MIN: u64 = 64;
 
 /// Layout of one store. Fixed when it is formatted. All offsets in bytes of the device, multiples of 4 KiB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
@@ -103,9 +108,17 @@ impl Geometry {
         (CLIENTS_REMEMBERED_MAX as u64).min(self.requests_max)
     }
 
-    /// Accounted bytes of all checkpoints at their largest: the bound that admission keeps.
+    /// Objects that may have a staged change. More than all requests under way of an OSD, so that in practice only
+    /// changes that are never committed can get there.
+    pub fn staged_max(&self) -> u64 {
+        (self.objects_max / 4).clamp(STAGED_MIN, STAGED_MAX)
+    }
+
+    /// Accounted bytes of all checkpoints at their largest: the bound that admission keeps. A sector counts once, because
+    /// it is either part of an object or kept for a rollback.
     pub fn metadata_bytes_max(&self) -> u64 {
-        self.data_sectors * SECTOR_BYTES_MAX + self.objects_max * OBJECT_BYTES_MAX + self.requests_bytes_max()
+        let objects = self.objects_max * OBJECT_BYTES_MAX + self.staged_max() * UNDO_BYTES_MAX;
+        self.data_sectors * SECTOR_BYTES_MAX + objects + self.requests_bytes_max()
     }
 
     /// Accounted bytes of the checkpoint of remembered requests at its largest.

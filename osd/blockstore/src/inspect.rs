@@ -8,11 +8,14 @@ use std::io;
 use buffer::BufferMut;
 use cluster_proto::SECTOR;
 use cluster_proto::crc::crc32c;
+use cluster_proto::shard::ObjectHead;
 use serde::Serialize;
 
 use crate::device::{DeviceError, DeviceOp, DeviceResult};
+use crate::extent::Extent;
 use crate::format::log::{Kind, Lsn};
 use crate::geometry::{BLOCK, Geometry};
+use crate::index::{ObjectView, Undo};
 use crate::log::append::lookahead_blocks;
 use crate::log::replay::{BlockFound, Replay, ReplayFrom, TailEntry};
 use crate::open::OpenError;
@@ -95,7 +98,7 @@ pub struct EntryDump {
     pub lsn: Lsn,
     /// What it does.
     pub kind: Kind,
-    /// `pool:layer:index`.
+    /// `pool:layer:index`, and `#part` if that is not 0.
     pub object: String,
     /// The version it makes; of an entry about another one, that one's LSN.
     pub version: String,
@@ -111,7 +114,7 @@ pub struct EntryDump {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ObjectDump {
-    /// `pool:layer:index`.
+    /// `pool:layer:index`, and `#part` if that is not 0.
     pub object: String,
     /// First ancestor of the layer.
     pub lineage: u64,
@@ -119,8 +122,14 @@ pub struct ObjectDump {
     pub version: String,
     /// A tombstone.
     pub deleted: bool,
+    /// If its newest change is staged: the version to which a rollback leads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub staged_over: Option<String>,
     /// First sector, count, sector of the data area.
     pub extents: Vec<(u32, u32, u64)>,
+    /// The same of what the staged change replaced.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<(u32, u32, u64)>,
 }
 
 /// What to include in a dump.
@@ -140,7 +149,7 @@ pub struct CheckReport {
     pub problems: Vec<String>,
     /// Objects, tombstones included.
     pub objects: u64,
-    /// Sectors that hold data.
+    /// Sectors that hold data, or are kept for rollbacks.
     pub sectors: u64,
     /// Sectors of them that were read and compared with their checksums.
     pub sectors_checked: u64,
@@ -155,7 +164,7 @@ pub fn dump(device: &dyn ReadAt, device_bytes: u64, options: DumpOptions) -> Res
     let store = open_read_only(device, device_bytes)?;
     let Some(superblock) = store.superblock else { return Err(OpenError::Driver) };
     let mut objects: Vec<_> = if options.objects { store.index.objects().collect() } else { Vec::new() };
-    objects.sort_unstable_by_key(|(id, _)| *id);
+    objects.sort_unstable_by_key(|(head, ..)| *head);
     Ok(Dump {
         cluster: hex(&superblock.cluster),
         store: hex(&superblock.store),
@@ -163,17 +172,24 @@ pub fn dump(device: &dyn ReadAt, device_bytes: u64, options: DumpOptions) -> Res
         geometry: superblock.geometry,
         checkpoints: checkpoints(&store),
         log: log(device, &store, superblock.store, options.log_entries)?,
-        objects: objects
-            .into_iter()
-            .map(|(id, view)| ObjectDump {
-                object: id.to_string(),
-                lineage: id.lineage.0,
-                version: view.version.to_string(),
-                deleted: view.deleted,
-                extents: view.extents().map(|e| (e.sectors().start, e.sectors().count, e.run().start)).collect(),
-            })
-            .collect(),
+        objects: objects.into_iter().map(|(head, view, undo)| object_dump(&head, &view, undo)).collect(),
     })
+}
+
+fn object_dump(head: &ObjectHead, view: &ObjectView<'_>, undo: Option<&Undo>) -> ObjectDump {
+    ObjectDump {
+        object: head.object.to_string(),
+        lineage: head.object.lineage.0,
+        version: head.version.to_string(),
+        deleted: head.deleted,
+        staged_over: head.staged_over.map(|version| version.to_string()),
+        extents: view.extents().map(extent_dump).collect(),
+        kept: undo.into_iter().flat_map(|undo| &undo.extents).map(|e| extent_dump(*e)).collect(),
+    }
+}
+
+fn extent_dump(extent: Extent) -> (u32, u32, u64) {
+    (extent.sectors().start, extent.sectors().count, extent.run().start)
 }
 
 /// Checks everything a start checks (superblock, checkpoints, log, that no sector has two owners), and with `data` every
@@ -188,7 +204,7 @@ pub fn check(device: &dyn ReadAt, device_bytes: u64, data: bool, progress: &mut 
         }
     };
     let stats = store.stats();
-    (report.objects, report.sectors) = (stats.objects, stats.used_sectors);
+    (report.objects, report.sectors) = (stats.objects, stats.used_sectors + stats.kept_sectors);
     (report.replayed, report.cut) = (stats.replayed, stats.cut);
     if data {
         check_data(device, &store, &mut report, progress);
@@ -198,27 +214,42 @@ pub fn check(device: &dyn ReadAt, device_bytes: u64, data: bool, progress: &mut 
 
 fn check_data(device: &dyn ReadAt, store: &Store, report: &mut CheckReport, progress: &mut dyn FnMut(u64, u64)) {
     let mut bytes = vec![0; CHECK_SECTORS as usize * SECTOR];
-    for (id, view) in store.index.objects() {
-        let mut crcs = view.crcs();
-        for extent in view.extents() {
-            let (first, run) = (extent.sectors().start, extent.run());
-            for done in (0..run.count).step_by(CHECK_SECTORS as usize) {
-                let count = CHECK_SECTORS.min(run.count - done);
-                let out = &mut bytes[..count as usize * SECTOR];
-                let offset = store.geometry.sector_offset(run.start + u64::from(done));
-                let (own, rest) = crcs.split_at(count as usize);
-                crcs = rest;
-                if let Err(error) = device.read_at(offset, out) {
-                    report.problems.push(format!("object {id} sectors {}+{count}: {error}", first + done));
-                    continue;
-                }
-                for (i, _) in out.chunks_exact(SECTOR).zip(own).enumerate().filter(|(_, (s, crc))| crc32c(s) != **crc) {
-                    let sector = first + done + i as u32;
-                    report.problems.push(format!("object {id} sector {sector}: data does not match its checksum"));
-                }
-                report.sectors_checked += u64::from(count);
-                progress(report.sectors_checked, report.sectors);
+    for (head, view, undo) in store.index.objects() {
+        let extents: Vec<_> = view.extents().collect();
+        check_extents((device, &mut bytes), store, &head, &extents, view.crcs(), report);
+        if let Some(undo) = undo {
+            check_extents((device, &mut bytes), store, &head, &undo.extents, &undo.crcs, report);
+        }
+        progress(report.sectors_checked, report.sectors);
+    }
+}
+
+fn check_extents(
+    (device, bytes): (&dyn ReadAt, &mut [u8]),
+    store: &Store,
+    head: &ObjectHead,
+    extents: &[Extent],
+    crcs: &[u32],
+    report: &mut CheckReport,
+) {
+    let (id, mut crcs) = (head.object, crcs);
+    for extent in extents {
+        let (first, run) = (extent.sectors().start, extent.run());
+        for done in (0..run.count).step_by(CHECK_SECTORS as usize) {
+            let count = CHECK_SECTORS.min(run.count - done);
+            let out = &mut bytes[..count as usize * SECTOR];
+            let offset = store.geometry.sector_offset(run.start + u64::from(done));
+            let (own, rest) = crcs.split_at(count as usize);
+            crcs = rest;
+            if let Err(error) = device.read_at(offset, out) {
+                report.problems.push(format!("object {id} sectors {}+{count}: {error}", first + done));
+                continue;
             }
+            for (i, _) in out.chunks_exact(SECTOR).zip(own).enumerate().filter(|(_, (s, crc))| crc32c(s) != **crc) {
+                let sector = first + done + i as u32;
+                report.problems.push(format!("object {id} sector {sector}: data does not match its checksum"));
+            }
+            report.sectors_checked += u64::from(count);
         }
     }
 }
@@ -304,7 +335,7 @@ fn entry_dump(entry: &TailEntry) -> EntryDump {
         object: change.object.to_string(),
         version,
         sectors: (change.sectors.start, change.sectors.count),
-        extents: change.extents.iter().map(|e| (e.sectors().start, e.sectors().count, e.run().start)).collect(),
+        extents: change.extents.iter().map(|e| extent_dump(*e)).collect(),
         cancelled: entry.cancelled,
     }
 }

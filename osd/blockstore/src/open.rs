@@ -247,6 +247,9 @@ impl Store {
             while let Some(object) = reader.object()? {
                 self.index.load(pair, &object, self.geometry.data_sectors)?;
             }
+            while let Some(undo) = reader.undo()? {
+                self.index.load_undo(pair, &undo, self.geometry.data_sectors)?;
+            }
             return Ok(());
         }
         while let Some(client) = reader.client()? {

@@ -7,13 +7,14 @@ use std::collections::VecDeque;
 use buffer::{Buffer, BufferMut};
 use cluster_proto::crc::{Crcs, ZERO_SECTOR_CRC, crc32c};
 use cluster_proto::ids::{ObjectId, Version};
-use cluster_proto::limits::{BLOCK_SIZE_MAX, SECTORS_PER_OBJECT_MAX};
+use cluster_proto::limits::{BLOCK_SIZE_MAX, PATCH_RANGES_MAX};
 use cluster_proto::shard::{ObjectContent, ShardOutcome};
 use cluster_proto::{SECTOR, SectorRange, Status};
 use smallvec::SmallVec;
 
 use crate::device::{DeviceError, DeviceOp, Slab};
 use crate::extent::{Extent, Run};
+use crate::format::log::are_ranges_valid;
 use crate::store::{Job, Store};
 
 /// One device read: sectors of the object that lie together on the device and in the result.
@@ -28,7 +29,7 @@ struct ReadOp {
     tag: u64,
     number: u64,
     version: Version,
-    /// Content to complete, if the whole object was asked for.
+    /// Content to complete, if it is a fetch.
     fetch: Option<ObjectContent>,
     data: BufferMut,
     crcs: Crcs,
@@ -116,8 +117,11 @@ impl Store {
         self.read_plan(tag, version, None, crcs, plan);
     }
 
-    /// Begins reading a whole object.
-    pub(crate) fn fetch_start(&mut self, tag: u64, object: ObjectId) {
+    /// Begins reading what of an object lies in some ranges, with its head and its remembered requests.
+    pub(crate) fn fetch_start(&mut self, tag: u64, object: ObjectId, ranges: &[SectorRange]) {
+        if ranges.len() > PATCH_RANGES_MAX || !are_ranges_valid(ranges) {
+            return self.finish(tag, ShardOutcome::Failed(Status::Invalid));
+        }
         let mut content = ObjectContent { requests: self.requests.of_object(&object), ..ObjectContent::default() };
         let mut plan = Plan::default();
         let mut crcs = Crcs::new();
@@ -125,7 +129,7 @@ impl Store {
         if let Some(view) = self.index.object(&object) {
             version = view.version;
             content.deleted = view.deleted;
-            for (extent, part) in view.parts(SectorRange::new(0, SECTORS_PER_OBJECT_MAX)) {
+            for (extent, part) in ranges.iter().flat_map(|range| view.parts(*range)) {
                 plan.add(extent, crcs.len());
                 crcs.extend_from_slice(part);
                 match content.extents.last_mut() {

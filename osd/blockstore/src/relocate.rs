@@ -53,7 +53,7 @@ impl Store {
         let sectors: Vec<SectorRange> = pending.change.extents.iter().map(|e| e.sectors()).collect();
         pending.change.extents = lay_out(&sectors, runs);
         let (extents, data) = (pending.change.extents.clone(), pending.data.clone());
-        let writes_left = self.stage(lsn, &extents, &data);
+        let writes_left = self.send_data(lsn, &extents, &data);
         if let Some(pending) = self.commit.get_mut(lsn) {
             pending.writes_left = writes_left;
         }
@@ -75,15 +75,15 @@ impl Store {
         let Some(target) = self.commit.get_mut(lsn) else { return };
         let (object, origin) = (target.change.object, cluster_proto::shard::Origin::NONE);
         let version = cluster_proto::Version(lsn.0);
-        let mut change = Change::new(kind, object, version, origin, target.change.sectors);
+        let sectors = if kind.is_brief() { SectorRange::new(0, 0) } else { target.change.sectors };
+        let mut change = Change::new(kind, object, version, origin, sectors);
         change.extents.extend_from_slice(extents);
         let place = self.log_append(&change);
         if let Some(target) = self.commit.get_mut(lsn) {
             target.place.last = place.last;
         }
         self.commit.resolutions.push_back((lsn, place.lsn));
-        let need = Need { entry_bytes: 0, sectors: 0, growth: 0, is_new_object: false, is_privileged: true };
-        self.commit.push(Pending::new(change, place, &need));
+        self.commit.push(Pending::new(change, place, &Need::of_entry(0)));
     }
 }
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use cluster_proto::ids::{ClientId, ObjectId, Version};
-use cluster_proto::layout::LayerRef;
 use cluster_proto::shard::{AppliedRequest, Origin, RequestState};
 
 use crate::format::checkpoint::{ContentWriter, StoredClient, StoredRequest};
 use crate::format::log::{Lsn, REQUESTS_PER_RESTORE_MAX};
+use crate::layer::LayerPart;
 
 /// Memory of one remembered request, tree overhead included. Bytes, estimated.
 const REQUEST_MEMORY: u64 = 80;
@@ -62,6 +62,15 @@ impl Requests {
             let before = client.applied.len();
             client.applied.retain(|_, (v, o)| *o != object || *v <= version);
             self.count -= (before - client.applied.len()) as u64;
+        }
+    }
+
+    /// Forgets a request whose change was taken back, so that it can be done again.
+    pub fn forget(&mut self, origin: &Origin, version: Version, object: ObjectId) {
+        let Some(own) = self.clients.get_mut(&origin.client) else { return };
+        if own.applied.get(&origin.seq) == Some(&(version, object)) {
+            own.applied.remove(&origin.seq);
+            self.count -= 1;
         }
     }
 
@@ -164,9 +173,8 @@ impl Requests {
         let mut layers = BTreeMap::new();
         for (&client, own) in &self.clients {
             for (&seq, &(version, object)) in &own.applied {
-                let layer = LayerRef { pool: object.pool, lineage: object.lineage, layer: object.layer };
-                let key = (layer.pool, layer.lineage, layer.layer);
-                let number = *layers.entry(key).or_insert_with(|| writer.layer(layer));
+                let layer = LayerPart::of(&object);
+                let number = *layers.entry(layer.words()).or_insert_with(|| writer.layer(layer));
                 writer.request(number, StoredRequest { client, seq, version, object });
             }
         }
@@ -180,7 +188,7 @@ mod tests {
     use crate::format::checkpoint::ContentReader;
     use cluster_proto::ids::{LayerId, PoolId};
 
-    const OBJECT: ObjectId = ObjectId { pool: PoolId(1), lineage: LayerId(2), layer: LayerId(3), index: 4 };
+    const OBJECT: ObjectId = ObjectId { pool: PoolId(1), lineage: LayerId(2), layer: LayerId(3), index: 4, part: 6 };
 
     fn origin(client: u64, seq: u64, floor: u64) -> Origin {
         Origin { client: ClientId(client), seq, floor }
@@ -199,6 +207,20 @@ mod tests {
         assert_eq!((r.count(), r.of_object(&OBJECT).len()), (1, 1));
         r.apply(&Origin::NONE, Version(9), OBJECT, Lsn(3));
         assert_eq!(r.count(), 1);
+    }
+
+    #[test]
+    fn only_exactly_what_was_taken_back_is_forgotten() {
+        let mut r = Requests::new(10, 100);
+        r.apply(&origin(7, 5, 3), Version(1), OBJECT, Lsn(1));
+        r.apply(&origin(7, 6, 3), Version(2), OBJECT, Lsn(2));
+        r.forget(&origin(7, 6, 6), Version(1), OBJECT);
+        r.forget(&origin(7, 6, 6), Version(2), OBJECT.shard(1));
+        r.forget(&origin(8, 6, 6), Version(2), OBJECT);
+        assert_eq!(r.count(), 2);
+        r.forget(&origin(7, 6, 6), Version(2), OBJECT);
+        assert_eq!((r.count(), r.state(ClientId(7), 6)), (1, RequestState::Unknown));
+        assert_eq!(r.state(ClientId(7), 5), RequestState::Applied(Version(1)));
     }
 
     #[test]

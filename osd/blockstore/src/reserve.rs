@@ -5,7 +5,7 @@ use cluster_proto::Status;
 use cluster_proto::shard::{ShardOp, ShardOutcome};
 
 use crate::extent::Runs;
-use crate::format::checkpoint::{OBJECT_BYTES_MAX, SECTOR_BYTES_MAX};
+use crate::format::checkpoint::{OBJECT_BYTES_MAX, SECTOR_BYTES_MAX, UNDO_BYTES_MAX};
 use crate::format::log::PAYLOAD_MAX;
 use crate::store::{Store, StoreState};
 
@@ -20,6 +20,8 @@ pub(crate) enum Wait {
     Sectors,
     /// Room for checkpoints: one of a partition that has shrunk.
     Metadata,
+    /// That nothing is pending for its object: then what it finds is what it will meet.
+    Object,
 }
 
 /// Why a mutation does not begin.
@@ -40,14 +42,33 @@ pub(crate) struct Reserved {
     pub metadata: u64,
     /// New objects, at most.
     pub objects: u64,
+    /// Objects that will have a staged change, at most.
+    pub staged: u64,
 }
 
 impl Reserved {
-    pub fn give_back(&mut self, growth: u32, metadata: u64, is_new_object: bool) {
-        self.growth -= u64::from(growth);
-        self.metadata -= metadata;
-        self.objects -= u64::from(is_new_object);
+    fn take(&mut self, promise: &Promise) {
+        self.growth += u64::from(promise.growth);
+        self.metadata += promise.metadata;
+        self.objects += u64::from(promise.is_new_object);
+        self.staged += u64::from(promise.is_staged);
     }
+
+    pub fn give_back(&mut self, promise: &Promise) {
+        self.growth -= u64::from(promise.growth);
+        self.metadata -= promise.metadata;
+        self.objects -= u64::from(promise.is_new_object);
+        self.staged -= u64::from(promise.is_staged);
+    }
+}
+
+/// What was promised to one pending mutation, apart from its sectors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Promise {
+    growth: u32,
+    metadata: u64,
+    is_new_object: bool,
+    is_staged: bool,
 }
 
 /// What a mutation needs.
@@ -59,13 +80,29 @@ pub(crate) struct Need {
     /// Sectors by which the object grows.
     pub growth: u32,
     pub is_new_object: bool,
+    /// What it replaces is kept: with it, all is promised that a commit or a rollback will need.
+    pub is_staged: bool,
     /// May use what is kept back for operations that free or heal.
     pub is_privileged: bool,
 }
 
 impl Need {
-    pub fn metadata(&self) -> u64 {
-        u64::from(self.growth) * SECTOR_BYTES_MAX + u64::from(self.is_new_object) * OBJECT_BYTES_MAX
+    /// An entry with no data.
+    pub fn of_entry(entry_bytes: usize) -> Need {
+        let (sectors, growth) = (0, 0);
+        Need { entry_bytes, sectors, growth, is_new_object: false, is_staged: false, is_privileged: true }
+    }
+
+    fn metadata(&self) -> u64 {
+        // A staged write grows the checkpoint by all its sectors, since what they replace stays there.
+        let sectors = if self.is_staged { self.sectors } else { self.growth };
+        let heads = u64::from(self.is_new_object) * OBJECT_BYTES_MAX + u64::from(self.is_staged) * UNDO_BYTES_MAX;
+        u64::from(sectors) * SECTOR_BYTES_MAX + heads
+    }
+
+    pub fn promise(&self) -> Promise {
+        let Need { growth, is_new_object, is_staged, .. } = *self;
+        Promise { growth, metadata: self.metadata(), is_new_object, is_staged }
     }
 }
 
@@ -80,13 +117,12 @@ impl Store {
     pub(crate) fn admit(&mut self, need: &Need) -> Result<Runs, Refusal> {
         self.admit_log(need)?;
         self.admit_objects(need)?;
+        self.admit_staged(need)?;
         self.admit_growth(need)?;
         self.admit_metadata(need)?;
         let runs = self.admit_sectors(need)?;
         self.reserved.sectors += u64::from(need.sectors);
-        self.reserved.growth += u64::from(need.growth);
-        self.reserved.metadata += need.metadata();
-        self.reserved.objects += u64::from(need.is_new_object);
+        self.reserved.take(&need.promise());
         Ok(runs)
     }
 
@@ -113,6 +149,19 @@ impl Store {
         let memory = self.config.memory_bytes_max;
         let memory_max = if need.is_privileged { memory.saturating_add(memory / 16) } else { memory };
         if self.index.object_count() + self.reserved.objects >= objects_max || self.memory_bytes() > memory_max {
+            return Err(Refusal::Fail(Status::NoSpace));
+        }
+        Ok(())
+    }
+
+    /// Waiting would not help: the commits that make room may be behind this in the queue.
+    fn admit_staged(&self, need: &Need) -> Result<(), Refusal> {
+        let staged = self.index.staged_count() + self.reserved.staged;
+        let memory_max = self.config.memory_bytes_max.saturating_add(self.config.memory_bytes_max / 16);
+        if need.is_staged && staged >= self.geometry.staged_max() {
+            return Err(Refusal::Fail(Status::Busy));
+        }
+        if need.is_staged && self.memory_bytes() > memory_max {
             return Err(Refusal::Fail(Status::NoSpace));
         }
         Ok(())
@@ -170,13 +219,23 @@ impl Store {
     /// Begins one mutation or sync, or says what it must wait for.
     fn begin(&mut self, tag: u64, op: &ShardOp) -> Option<Wait> {
         let result = match op {
-            ShardOp::Write { .. } | ShardOp::Repair { .. } | ShardOp::Restore { .. } => self.write_start(tag, op),
-            ShardOp::Zero { .. } | ShardOp::Delete { .. } | ShardOp::Collect { .. } => self.delete_start(tag, op),
+            ShardOp::Write { .. }
+            | ShardOp::Repair { .. }
+            | ShardOp::Restore { .. }
+            | ShardOp::Patch { .. }
+            | ShardOp::Stage { .. } => self.write_start(tag, op),
+            ShardOp::Zero { .. } | ShardOp::Delete { .. } | ShardOp::Collect { .. } | ShardOp::Drop { .. } => {
+                self.delete_start(tag, op)
+            }
+            ShardOp::Commit { object, version } => self.stage_commit(tag, object, *version),
+            ShardOp::Rollback { object, version } => self.stage_rollback(tag, object, *version),
             ShardOp::Sync => {
                 self.sync_start(tag);
                 Ok(())
             }
-            ShardOp::Read { .. } | ShardOp::Fetch { .. } => Err(Refusal::Fail(Status::Invalid)),
+            ShardOp::Read { .. } | ShardOp::Fetch { .. } | ShardOp::FetchPart { .. } => {
+                Err(Refusal::Fail(Status::Invalid))
+            }
         };
         match result {
             Ok(()) => None,

@@ -60,6 +60,10 @@ pub struct StoreStats {
     pub free_sectors: u64,
     /// Sectors that hold data of objects.
     pub used_sectors: u64,
+    /// Objects with a staged change.
+    pub staged: u64,
+    /// Sectors kept for rollbacks of staged changes.
+    pub kept_sectors: u64,
     /// Freed sectors that cannot be written yet.
     pub quarantined_sectors: u64,
     /// Objects, tombstones included.
@@ -98,6 +102,8 @@ impl Store {
             cut: c.cut,
             free_sectors: self.allocator.free_count(),
             used_sectors: self.index.sector_count(),
+            staged: self.index.staged_count(),
+            kept_sectors: self.index.kept_count(),
             quarantined_sectors: self.quarantine.sectors(),
             objects: self.index.object_count(),
             requests: self.requests.count(),

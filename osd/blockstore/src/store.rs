@@ -11,7 +11,7 @@ use crate::commit::{Commit, FlushCover};
 use crate::device::{DeviceError, DeviceOp, DeviceRequest, DeviceResult, Slab};
 use crate::extent::Run;
 use crate::flush::Flushes;
-use crate::format::log::Lsn;
+use crate::format::log::{Lsn, WHOLE};
 use crate::format::superblock::Superblock;
 use crate::geometry::Geometry;
 use crate::index::Index;
@@ -22,7 +22,7 @@ use crate::read::Reads;
 use crate::requests::Requests;
 use crate::reserve::{Reserved, Wait};
 use crate::stats::Counters;
-use crate::write::{DataWrite, Staged};
+use crate::write::{DataWrite, Outgoing};
 
 /// Mutations that may wait inside for log or space; more are answered `Busy`.
 const QUEUE_MAX: usize = 64 << 10;
@@ -85,7 +85,7 @@ pub(crate) enum Job {
 /// back through [`Store::handle_device`]. Group commit needs no call of its own: mutations submitted before `poll_device` is
 /// drained share log blocks and device writes. `handle_idle` after about 100 ms without work lets go of freed space.
 ///
-/// The parts know each other only through this struct: `write`, `delete`, `read` and `sync` take operations in;
+/// The parts know each other only through this struct: `write`, `delete`, `stage`, `read` and `sync` take operations in;
 /// `reserve` decides whether one may start; `log` and `commit` bring it to the medium in order; `index` holds what is
 /// durable; `checkpoint` keeps the log short; `open` brings everything back.
 pub struct Store {
@@ -105,7 +105,7 @@ pub struct Store {
     pub(crate) reserved: Reserved,
     pub(crate) log: LogTail,
     pub(crate) commit: Commit,
-    pub(crate) staged: VecDeque<Staged>,
+    pub(crate) outgoing: VecDeque<Outgoing>,
     pub(crate) queue: VecDeque<(u64, ShardOp)>,
     pub(crate) waiting: Option<Wait>,
     pub(crate) reads: Reads,
@@ -138,7 +138,7 @@ impl Store {
             reserved: Reserved::default(),
             log: LogTail::new(&geometry, [0; 16], 0, 0, 0, Lsn(1)),
             commit: Commit::default(),
-            staged: VecDeque::new(),
+            outgoing: VecDeque::new(),
             queue: VecDeque::new(),
             waiting: None,
             reads: Reads::new(),
@@ -177,7 +177,8 @@ impl Store {
         }
         match op {
             ShardOp::Read { object, sectors } => self.read_start(tag, object, sectors),
-            ShardOp::Fetch { object } => self.fetch_start(tag, object),
+            ShardOp::Fetch { object } => self.fetch_start(tag, object, &[WHOLE]),
+            ShardOp::FetchPart { object, sectors } => self.fetch_start(tag, object, &sectors),
             op if self.queue.len() >= QUEUE_MAX => {
                 debug_assert!(op.is_mutation() || op == ShardOp::Sync);
                 self.finish(tag, ShardOutcome::Failed(Status::Busy));
@@ -282,7 +283,7 @@ impl Store {
     }
 
     fn is_quiet(&self) -> bool {
-        self.queue.is_empty() && self.commit.is_idle() && self.staged.is_empty() && !self.log.has_unwritten()
+        self.queue.is_empty() && self.commit.is_idle() && self.outgoing.is_empty() && !self.log.has_unwritten()
     }
 
     /// Ends serving: nothing is acknowledged any more.
@@ -293,7 +294,7 @@ impl Store {
         self.state = StoreState::Failed(why);
         self.opening = None;
         self.out.clear();
-        self.staged.clear();
+        self.outgoing.clear();
         let mut tags = self.commit.drain_tags();
         tags.extend(self.queue.drain(..).map(|(tag, _)| tag));
         tags.extend(self.reads.drain_tags());
@@ -320,7 +321,9 @@ impl Store {
             "every entry is durable or pending"
         );
         assert!(self.log.used() <= self.log.capacity());
+        assert!(self.index.staged_count() + self.reserved.staged <= self.geometry.staged_max());
         let accounted = self.index.sector_count()
+            + self.index.kept_count()
             + self.allocator.free_count()
             + self.quarantine.sectors()
             + self.reserved.sectors

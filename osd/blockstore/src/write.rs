@@ -1,4 +1,4 @@
-//! Mutations with data: Write, Repair and Restore.
+//! Mutations with data: Write, Stage, Repair, Restore and Patch.
 //!
 //! Previous hop: `osd/core/src/write.rs` gives the op to every member of the acting set; the driver (`osd/src`) hands a
 //! member's own share to [`crate::Store::submit`], and it begins here as soon as `reserve` has room for it.
@@ -7,7 +7,7 @@
 
 use buffer::Buffer;
 use cluster_proto::ids::{ObjectId, Version};
-use cluster_proto::limits::{BLOCK_SIZE_MAX, SECTORS_PER_OBJECT_MAX};
+use cluster_proto::limits::{BLOCK_SIZE_MAX, PATCH_RANGES_MAX};
 use cluster_proto::shard::{ObjectContent, Origin, ShardOp};
 use cluster_proto::{SECTOR, SectorRange, Status};
 use smallvec::SmallVec;
@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use crate::commit::{Newest, Pending};
 use crate::device::{DeviceError, DeviceOp, Pieces};
 use crate::extent::{Extent, Extents, Run};
-use crate::format::log::{Change, Kind, Lsn, REQUESTS_PER_RESTORE_MAX};
+use crate::format::log::{Change, Kind, Lsn, REQUESTS_PER_RESTORE_MAX, WHOLE, are_ranges_valid, covers};
 use crate::reserve::{Need, Refusal};
 use crate::store::{Job, Store};
 
@@ -25,7 +25,7 @@ const DATA_WRITE_BYTES_MAX: usize = 1 << 20;
 const DATA_WRITE_PIECES_MAX: usize = 64;
 
 /// Data on its way to the device, not yet handed over.
-pub(crate) struct Staged {
+pub(crate) struct Outgoing {
     pub lsn: Lsn,
     pub run: Run,
     pub data: Buffer,
@@ -56,24 +56,37 @@ impl Payload<'_> {
 
     /// Whether the ranges ascend and data and checksums fit them.
     fn is_valid(&self) -> bool {
-        let mut end = 0;
-        let ordered = self.sectors.iter().all(|s| {
-            let fits = s.is_valid(BLOCK_SIZE_MAX) && s.start >= end;
-            end = if fits { s.end() } else { u32::MAX };
-            fits
-        });
-        ordered && self.crcs.len() == self.sector_count() as usize && self.data.len() == self.crcs.len() * SECTOR
+        are_ranges_valid(&self.sectors)
+            && self.crcs.len() == self.sector_count() as usize
+            && self.data.len() == self.crcs.len() * SECTOR
+    }
+}
+
+impl<'a> Payload<'a> {
+    fn of(content: &'a ObjectContent) -> Payload<'a> {
+        Payload { sectors: SmallVec::from_slice(&content.extents), data: &content.data, crcs: &content.crcs }
     }
 }
 
 impl Store {
-    /// Begins a Write, Repair or Restore.
+    /// Begins a mutation with data.
     pub(crate) fn write_start(&mut self, tag: u64, op: &ShardOp) -> Result<(), Refusal> {
         match op {
             ShardOp::Write { object, version, sectors, data, crcs, origin } => {
                 check_origin(origin)?;
                 let change = Change::new(Kind::Write, *object, *version, *origin, *sectors);
                 self.write_payload(tag, change, &Payload { sectors: SmallVec::from_slice(&[*sectors]), data, crcs })
+            }
+            ShardOp::Stage { object, version, sectors, data, crcs, origin } => {
+                check_origin(origin)?;
+                // No sectors: only the version changes.
+                let ranges = if sectors.count == 0 { SmallVec::new() } else { SmallVec::from_slice(&[*sectors]) };
+                let sectors = if sectors.count == 0 { SectorRange::new(0, 0) } else { *sectors };
+                let change = Change::new(Kind::Stage, *object, *version, *origin, sectors);
+                self.write_payload(tag, change, &Payload { sectors: ranges, data, crcs })
+            }
+            ShardOp::Patch { object, base, version, sectors, content } => {
+                self.patch_start(tag, *object, (*base, *version), sectors, content)
             }
             ShardOp::Repair { object, version, sectors, data, crcs } => {
                 let change = Change::new(Kind::Repair, *object, *version, Origin::NONE, *sectors);
@@ -95,11 +108,32 @@ impl Store {
             return Err(Refusal::Fail(Status::Invalid));
         }
         let kind = if c.deleted { Kind::RestoreDeleted } else { Kind::Restore };
-        let whole = SectorRange::new(0, SECTORS_PER_OBJECT_MAX);
-        let mut change = Change::new(kind, object, version, Origin::NONE, whole);
+        let mut change = Change::new(kind, object, version, Origin::NONE, WHOLE);
         change.requests.extend(c.requests.iter());
-        let payload = Payload { sectors: SmallVec::from_slice(&c.extents), data: &c.data, crcs: &c.crcs };
-        self.write_payload(tag, change, &payload)
+        self.write_payload(tag, change, &Payload::of(c))
+    }
+
+    /// Begins a Patch. That it fits the object is certain when it begins, so replay need not ask again.
+    fn patch_start(
+        &mut self,
+        tag: u64,
+        object: ObjectId,
+        (base, version): (Version, Version),
+        sectors: &[SectorRange],
+        c: &ObjectContent,
+    ) -> Result<(), Refusal> {
+        let fits = sectors.len() <= PATCH_RANGES_MAX && are_ranges_valid(sectors);
+        let is_inside = c.extents.iter().all(|e| e.is_valid(BLOCK_SIZE_MAX) && covers(sectors, *e));
+        if !fits || !is_inside || c.deleted || c.requests.len() > REQUESTS_PER_RESTORE_MAX || version <= base {
+            return Err(Refusal::Fail(Status::Invalid));
+        }
+        if self.settled(&object)?.version != base {
+            return Err(Refusal::Fail(Status::Retry));
+        }
+        let mut change = Change::new(Kind::Patch, object, version, Origin::NONE, WHOLE);
+        change.ranges.extend(sectors.iter());
+        change.requests.extend(c.requests.iter());
+        self.write_payload(tag, change, &Payload::of(c))
     }
 
     fn write_payload(&mut self, tag: u64, mut change: Change, payload: &Payload<'_>) -> Result<(), Refusal> {
@@ -114,7 +148,7 @@ impl Store {
         change.extents = lay_out(&payload.sectors, &runs);
         change.crcs = SmallVec::from_slice(payload.crcs);
         let data = if payload.data.is_page_aligned() { payload.data.clone() } else { Buffer::copy_of(payload.data) };
-        self.begin_change(tag, change, &need, data);
+        self.begin_change(tag, change, newest, &need, data);
         Ok(())
     }
 
@@ -122,76 +156,69 @@ impl Store {
         let sectors = payload.sector_count();
         // What pending mutations leave of the object is not known yet: then the worst is assumed.
         let is_settled = !self.commit.newest.contains_key(&change.object);
-        let held = if is_settled { self.index.sectors_held(&change.object, change.sectors).min(sectors) } else { 0 };
+        let held_in = |range: &SectorRange| self.index.sectors_held(&change.object, *range);
+        let held = if is_settled { change.replaced().iter().map(held_in).sum::<u32>().min(sectors) } else { 0 };
         let is_repair = change.kind == Kind::Repair;
         Need {
             // At worst every sector gets an extent of its own.
-            entry_bytes: Change::encoded_len(sectors as usize, sectors as usize, change.requests.len()),
+            entry_bytes: Change::encoded_len(
+                sectors as usize,
+                sectors as usize,
+                change.requests.len(),
+                change.ranges.len(),
+            ),
             sectors,
             growth: if is_repair { 0 } else { sectors - held },
             is_new_object,
+            is_staged: change.kind == Kind::Stage,
             is_privileged: is_repair || change.kind == Kind::RestoreDeleted,
         }
     }
 
     /// Newest version of an object, pending mutations included.
     pub(crate) fn newest(&self, object: &ObjectId) -> Newest {
-        if let Some(newest) = self.commit.newest.get(object) {
-            return Newest { ..*newest };
-        }
-        match self.index.object(object) {
-            Some(view) => Newest { version: view.version, deleted: view.deleted, exists: true, pending: 0 },
-            None => Newest { version: Version::NONE, deleted: false, exists: false, pending: 0 },
+        match self.commit.newest.get(object) {
+            Some(newest) => *newest,
+            None => Newest::of(self.index.head(object)),
         }
     }
 
-    /// Logs an admitted change and sends its data on its way.
-    pub(crate) fn begin_change(&mut self, tag: u64, change: Change, need: &Need, data: Buffer) {
+    /// Logs an admitted change and sends its data on its way. `newest` is the object as the change finds it.
+    pub(crate) fn begin_change(&mut self, tag: u64, change: Change, newest: Newest, need: &Need, data: Buffer) {
         let place = self.log_append(&change);
-        let newest = self.commit.newest.entry(change.object).or_insert(Newest {
-            version: Version::NONE,
-            deleted: false,
-            exists: false,
-            pending: 0,
-        });
-        newest.version = change.version;
-        newest.deleted = matches!(change.kind, Kind::Delete | Kind::RestoreDeleted | Kind::Collect);
-        newest.exists = change.kind != Kind::Collect;
-        if change.kind == Kind::Collect {
-            newest.version = Version::NONE;
-        }
-        newest.pending += 1;
-        let writes_left = self.stage(place.lsn, &change.extents, &data);
+        let undo = if change.kind == Kind::Rollback { self.index.undo(&change.object) } else { None };
+        self.commit.newest.insert(change.object, newest.after(&change, undo));
+        let writes_left = self.send_data(place.lsn, &change.extents, &data);
         let pending = Pending::new(change, place, need);
         self.commit.push(Pending { tag: Some(tag), data, writes_left, ..pending });
     }
 
-    /// Stages the data of an entry; returns the number of pieces.
-    pub(crate) fn stage(&mut self, lsn: Lsn, extents: &[Extent], data: &Buffer) -> u32 {
+    /// Puts the data of an entry on its way; returns the number of pieces.
+    pub(crate) fn send_data(&mut self, lsn: Lsn, extents: &[Extent], data: &Buffer) -> u32 {
         let mut at = 0;
         for extent in extents {
             let run = extent.run();
             let len = run.count as usize * SECTOR;
-            self.staged.push_back(Staged { lsn, run, data: data.slice(at..at + len) });
+            self.outgoing.push_back(Outgoing { lsn, run, data: data.slice(at..at + len) });
             at += len;
         }
         extents.len() as u32
     }
 
-    /// Hands staged data to the device, neighbours together.
+    /// Hands outgoing data to the device, neighbours together.
     pub(crate) fn data_flow(&mut self) {
-        while let Some(first) = self.staged.pop_front() {
+        while let Some(first) = self.outgoing.pop_front() {
             let offset = self.geometry.sector_offset(first.run.start);
             let mut write = DataWrite { parts: SmallVec::from_slice(&[(first.lsn, first.run)]) };
             let mut data = Pieces::new();
             let (mut end, mut bytes) = (first.run.end(), first.data.len());
             data.push(first.data);
-            while let Some(next) = self.staged.front() {
+            while let Some(next) = self.outgoing.front() {
                 let is_neighbour = next.run.start == end && bytes + next.data.len() <= DATA_WRITE_BYTES_MAX;
                 if !is_neighbour || data.len() == DATA_WRITE_PIECES_MAX {
                     break;
                 }
-                let Some(next) = self.staged.pop_front() else { break };
+                let Some(next) = self.outgoing.pop_front() else { break };
                 (end, bytes) = (next.run.end(), bytes + next.data.len());
                 write.parts.push((next.lsn, next.run));
                 data.push(next.data);

@@ -182,7 +182,7 @@ fn attack(w: Workload, warm_up: usize, durability: Durability, per_point: usize)
     }
     let (whole, steps) = play(&w, &base, device.clone(), None);
     assert_eq!(whole.acknowledged + 1, whole.states.len());
-    let (mut recoveries, mut cuts) = (0, 0);
+    let (mut recoveries, mut cuts, mut undone) = (0, 0, 0);
     for stop in 1..=steps {
         let (run, _) = play(&w, &base, device.clone(), Some(stop));
         let fates = thin(fates(&run.device, &mut rng, 6), per_point, &mut rng);
@@ -193,10 +193,29 @@ fn attack(w: Workload, warm_up: usize, durability: Durability, per_point: usize)
             cuts += u64::from(driver.store.stats().cut > 0);
             if i == stop as usize % per_point {
                 recoveries += second_crash(&w, &run.states[prefix], driver.device, &mut rng, &what);
+            } else {
+                undone += take_back(&run.states[prefix], driver, &what);
             }
         }
     }
+    assert!(undone > 50, "only {undone} staged changes were taken back after a recovery");
     (recoveries, cuts)
+}
+
+/// Takes every staged change back, which shows what was kept; returns how many there were.
+fn take_back(state: &Model, mut driver: Driver, what: &str) -> u64 {
+    let mut model = state.clone();
+    let staged: Vec<_> = state.objects.iter().filter(|(_, own)| own.staged.is_some()).collect();
+    for (id, own) in &staged {
+        let rollback = ShardOp::Rollback { object: **id, version: own.version };
+        assert_eq!(driver.call(rollback.clone()), ShardOutcome::Done, "{what}");
+        model.apply(&rollback);
+    }
+    if !staged.is_empty() {
+        assert_eq!(model.differs_from_index(&driver.store), None, "{what}, then taken back");
+        assert_eq!(model.differs_in_data(&mut driver, 10), None, "{what}, then taken back");
+    }
+    staged.len() as u64
 }
 
 /// The store goes on after a recovery, with other operations, and crashes again; at last it is killed while recovering.

@@ -1,7 +1,9 @@
 //! A partition's checkpoint: a header block in one of two slots, and content in segments that the header lists.
 
+use cluster_proto::SectorRange;
 use cluster_proto::ids::{ClientId, LayerId, ObjectId, PoolId, Version};
 use cluster_proto::layout::LayerRef;
+use cluster_proto::limits::{SECTORS_PER_OBJECT_MAX, SHARDS_MAX};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -9,6 +11,8 @@ use super::crc_after_crc;
 use super::log::{Lsn, take};
 use crate::extent::Extent;
 use crate::geometry::BLOCK;
+use crate::index::Undo;
+use crate::layer::LayerPart;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"BYCP");
 /// Segments that one checkpoint can have.
@@ -18,6 +22,8 @@ pub const SEGMENTS_MAX: usize = (BLOCK as usize - size_of::<RawHeader>()) / 4;
 pub const SECTOR_BYTES_MAX: u64 = 4 + 8;
 /// Accounted bytes of an object: its record, padding, and a layer of its own.
 pub const OBJECT_BYTES_MAX: u64 = (size_of::<RawObject>() + 4 + size_of::<RawLayer>()) as u64;
+/// Accounted bytes of what is kept of a staged change, without its sectors: record and padding.
+pub const UNDO_BYTES_MAX: u64 = (size_of::<RawUndo>() + 4) as u64;
 /// Accounted bytes of a remembered request: its record and a layer of its own.
 pub const REQUEST_BYTES_MAX: u64 = (size_of::<RawRequest>() + size_of::<RawLayer>()) as u64;
 /// Accounted bytes of a remembered client.
@@ -131,13 +137,15 @@ struct RawContent {
     objects: U32,
     clients: U32,
     requests: U32,
+    undos: U32,
+    reserved: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, zerocopy::Unaligned, Clone, Copy)]
 #[repr(C)]
 struct RawLayer {
     pool: U32,
-    reserved: U32,
+    part: U32,
     lineage: U64,
     layer: U64,
 }
@@ -151,6 +159,22 @@ struct RawObject {
     extents: U16,
     crcs: U16,
     deleted: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, zerocopy::Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawUndo {
+    layer: U32,
+    index: U32,
+    version: U64,
+    client: U64,
+    seq: U64,
+    before: U32,
+    extents: U16,
+    crcs: U16,
+    sector_start: U16,
+    sector_count: U16,
+    reserved: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, zerocopy::Unaligned, Clone, Copy)]
@@ -172,16 +196,14 @@ struct RawRequest {
 }
 
 const _: () = {
-    assert!(size_of::<RawContent>() == 16 && size_of::<RawLayer>() == 24 && size_of::<RawObject>() == 24);
-    assert!(size_of::<RawClient>() == 24 && size_of::<RawRequest>() == 32);
+    assert!(size_of::<RawContent>() == 24 && size_of::<RawLayer>() == 24 && size_of::<RawObject>() == 24);
+    assert!(size_of::<RawClient>() == 24 && size_of::<RawRequest>() == 32 && size_of::<RawUndo>() == 48);
 };
 
 /// Object of a checkpoint, borrowed from its bytes. Judged by the index when it takes it in.
 pub struct StoredObject<'a> {
-    /// The layer it belongs to.
-    pub layer: LayerRef,
-    /// Its index.
-    pub index: u32,
+    /// The object.
+    pub object: ObjectId,
     /// Its version.
     pub version: Version,
     /// Whether it is a tombstone.
@@ -189,6 +211,38 @@ pub struct StoredObject<'a> {
     /// Packed extents.
     pub extents: &'a [U64],
     /// Checksums.
+    pub crcs: &'a [U32],
+}
+
+/// What an object was before its newest change was staged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Before {
+    /// It did not exist.
+    Absent = 0,
+    /// A tombstone.
+    Deleted = 1,
+    /// It held data, or at least could.
+    Live = 2,
+}
+
+/// What a staged change replaced, as a checkpoint keeps it. Judged by the index when it takes it in.
+pub struct StoredUndo<'a> {
+    /// The object; it comes before this.
+    pub object: ObjectId,
+    /// What it was.
+    pub before: Before,
+    /// The version it had.
+    pub version: Version,
+    /// Who asked for the staged change.
+    pub client: ClientId,
+    /// Under which number.
+    pub seq: u64,
+    /// The sectors of the change; may be empty.
+    pub sectors: SectorRange,
+    /// Packed extents of what was replaced.
+    pub extents: &'a [U64],
+    /// Checksums of it.
     pub crcs: &'a [U32],
 }
 
@@ -221,17 +275,17 @@ pub struct StoredRequest {
 pub struct ContentWriter {
     layers: Vec<u8>,
     body: Vec<u8>,
-    counts: [u32; 4],
+    counts: [u32; 5],
 }
 
 impl ContentWriter {
     /// Adds a layer and returns its number.
-    pub fn layer(&mut self, layer: LayerRef) -> u32 {
+    pub fn layer(&mut self, own: LayerPart) -> u32 {
         let raw = RawLayer {
-            pool: layer.pool.0.into(),
-            reserved: 0.into(),
-            lineage: layer.lineage.0.into(),
-            layer: layer.layer.0.into(),
+            pool: own.layer.pool.0.into(),
+            part: u32::from(own.part).into(),
+            lineage: own.layer.lineage.0.into(),
+            layer: own.layer.layer.0.into(),
         };
         self.layers.extend_from_slice(raw.as_bytes());
         self.counts[0] += 1;
@@ -253,6 +307,28 @@ impl ContentWriter {
         words.iter().for_each(|w| self.body.extend_from_slice(&w.to_le_bytes()));
         self.body.resize(self.body.len().next_multiple_of(8), 0);
         self.counts[1] += 1;
+    }
+
+    /// Adds what a staged change of an object added before replaced; `layer` is the object's.
+    pub fn undo(&mut self, layer: u32, undo: &Undo, index: u32) {
+        let raw = RawUndo {
+            layer: layer.into(),
+            index: index.into(),
+            version: undo.version.0.into(),
+            client: undo.client.0.into(),
+            seq: undo.seq.into(),
+            before: (undo.before as u32).into(),
+            extents: (undo.extents.len() as u16).into(),
+            crcs: (undo.crcs.len() as u16).into(),
+            sector_start: (undo.sectors.start as u16).into(),
+            sector_count: (undo.sectors.count as u16).into(),
+            reserved: 0.into(),
+        };
+        self.body.extend_from_slice(raw.as_bytes());
+        undo.extents.iter().for_each(|e| self.body.extend_from_slice(&e.raw().to_le_bytes()));
+        undo.crcs.iter().for_each(|crc| self.body.extend_from_slice(&crc.to_le_bytes()));
+        self.body.resize(self.body.len().next_multiple_of(8), 0);
+        self.counts[4] += 1;
     }
 
     /// Adds a client.
@@ -277,12 +353,13 @@ impl ContentWriter {
 
     /// The content; empty if nothing was added.
     pub fn finish(self) -> Vec<u8> {
-        if self.counts == [0; 4] {
+        if self.counts == [0; 5] {
             return Vec::new();
         }
-        let [layers, objects, clients, requests] = self.counts.map(U32::new);
+        let [layers, objects, clients, requests, undos] = self.counts.map(U32::new);
+        let head = RawContent { layers, objects, clients, requests, undos, reserved: 0.into() };
         let mut out = Vec::with_capacity(size_of::<RawContent>() + self.layers.len() + self.body.len());
-        out.extend_from_slice(RawContent { layers, objects, clients, requests }.as_bytes());
+        out.extend_from_slice(head.as_bytes());
         out.extend_from_slice(&self.layers);
         out.extend_from_slice(&self.body);
         out
@@ -291,9 +368,10 @@ impl ContentWriter {
 
 /// Reads content, item by item, in the order it was written. Every step may find the bytes senseless.
 pub struct ContentReader<'a> {
-    layers: Vec<LayerRef>,
+    layers: Vec<LayerPart>,
     rest: &'a [u8],
     objects: u32,
+    undos: u32,
     clients: u32,
     requests: u32,
 }
@@ -303,19 +381,15 @@ impl<'a> ContentReader<'a> {
     pub fn new(content: &'a [u8]) -> Option<ContentReader<'a>> {
         let mut rest = content;
         if rest.is_empty() {
-            return Some(ContentReader { layers: Vec::new(), rest, objects: 0, clients: 0, requests: 0 });
+            return Some(ContentReader { layers: Vec::new(), rest, objects: 0, undos: 0, clients: 0, requests: 0 });
         }
         let head: &[RawContent] = take(&mut rest, 1)?;
         let layers: &[RawLayer] = take(&mut rest, head[0].layers.get() as usize)?;
-        let layers = layers.iter().map(|l| LayerRef {
-            pool: PoolId(l.pool.get()),
-            lineage: LayerId(l.lineage.get()),
-            layer: LayerId(l.layer.get()),
-        });
         Some(ContentReader {
-            layers: layers.collect(),
+            layers: layers.iter().map(RawLayer::value).collect::<Option<_>>()?,
             rest,
             objects: head[0].objects.get(),
+            undos: head[0].undos.get(),
             clients: head[0].clients.get(),
             requests: head[0].requests.get(),
         })
@@ -339,14 +413,39 @@ impl<'a> ContentReader<'a> {
         let raw = take::<RawObject>(&mut self.rest, 1)?[0];
         let extents = take(&mut self.rest, usize::from(raw.extents.get()))?;
         let crcs = take(&mut self.rest, usize::from(raw.crcs.get()))?;
-        if crcs.len() % 2 != 0 {
-            take::<U32>(&mut self.rest, 1)?;
-        }
+        take::<U32>(&mut self.rest, crcs.len() % 2)?;
         Some(StoredObject {
-            layer: *self.layers.get(raw.layer.get() as usize)?,
-            index: raw.index.get(),
+            object: self.layers.get(raw.layer.get() as usize)?.object(raw.index.get()),
             version: Version(raw.version.get()),
             deleted: raw.deleted.get() != 0,
+            extents,
+            crcs,
+        })
+    }
+
+    /// What was replaced by the next staged change, after all objects.
+    pub fn undo(&mut self) -> Result<Option<StoredUndo<'a>>, Senseless> {
+        if self.undos == 0 {
+            return Ok(None);
+        }
+        self.undos -= 1;
+        self.undo_body().map(Some).ok_or(Senseless)
+    }
+
+    fn undo_body(&mut self) -> Option<StoredUndo<'a>> {
+        let raw = take::<RawUndo>(&mut self.rest, 1)?[0];
+        let extents = take(&mut self.rest, usize::from(raw.extents.get()))?;
+        let crcs = take(&mut self.rest, usize::from(raw.crcs.get()))?;
+        take::<U32>(&mut self.rest, crcs.len() % 2)?;
+        let sectors = SectorRange::new(raw.sector_start.get().into(), raw.sector_count.get().into());
+        let is_sensible = sectors.end() <= SECTORS_PER_OBJECT_MAX;
+        is_sensible.then_some(StoredUndo {
+            object: self.layers.get(raw.layer.get() as usize)?.object(raw.index.get()),
+            before: [Before::Absent, Before::Deleted, Before::Live].get(raw.before.get() as usize).copied()?,
+            version: Version(raw.version.get()),
+            client: ClientId(raw.client.get()),
+            seq: raw.seq.get(),
+            sectors,
             extents,
             crcs,
         })
@@ -383,18 +482,28 @@ impl<'a> ContentReader<'a> {
     }
 }
 
+impl RawLayer {
+    fn value(&self) -> Option<LayerPart> {
+        let pool = PoolId(self.pool.get());
+        let layer = LayerRef { pool, lineage: LayerId(self.lineage.get()), layer: LayerId(self.layer.get()) };
+        let part = u8::try_from(self.part.get()).ok().filter(|&part| usize::from(part) < SHARDS_MAX)?;
+        Some(LayerPart { layer, part })
+    }
+}
+
 /// Bytes with a good checksum that nevertheless make no sense.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Senseless;
 
-/// The extents of a stored object.
-pub fn extents_of<'a>(object: &StoredObject<'a>) -> impl Iterator<Item = Extent> + use<'a> {
-    object.extents.iter().map(|e| Extent::from_raw(e.get()))
+/// Extents from their stored form.
+pub fn extents_of(stored: &[U64]) -> impl Iterator<Item = Extent> {
+    stored.iter().map(|e| Extent::from_raw(e.get()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cluster_proto::shard::Origin;
 
     #[test]
     fn a_header_belongs_to_one_slot_of_one_store() {
@@ -416,10 +525,14 @@ mod tests {
     #[test]
     fn content_round_trips_and_every_truncation_is_survived() {
         let layer = LayerRef { pool: PoolId(1), lineage: LayerId(2), layer: LayerId(3) };
+        let layer = LayerPart { layer, part: 31 };
         let mut writer = ContentWriter::default();
         let number = writer.layer(layer);
         writer.object(number, 7, Version(9), false, 1, &[5, 6, 77]);
         writer.object(number, 8, Version(10), true, 0, &[]);
+        let mut undo = Undo::of_nothing(Before::Deleted, Version(8), &Origin { client: ClientId(4), seq: 8, floor: 1 });
+        (undo.sectors, undo.crcs) = (SectorRange::new(3, 2), [1, 2, 3].into_iter().collect());
+        writer.undo(number, &undo, 7);
         let client = StoredClient { client: ClientId(4), floor: 5, last_lsn: Lsn(6) };
         let request = StoredRequest { client: ClientId(4), seq: 8, version: Version(9), object: layer.object(7) };
         writer.client(client);
@@ -427,11 +540,15 @@ mod tests {
         let bytes = writer.finish();
         let mut reader = ContentReader::new(&bytes).expect("sensible");
         let object = reader.object().expect("sensible").expect("first");
-        assert_eq!((object.layer, object.index, object.deleted), (layer, 7, false));
-        assert_eq!(extents_of(&object).next().map(Extent::raw), Some(6 << 32 | 5));
+        assert_eq!((object.object, object.deleted), (layer.object(7), false));
+        assert_eq!(extents_of(object.extents).next().map(Extent::raw), Some(6 << 32 | 5));
         assert_eq!(object.crcs[0].get(), 77);
         assert!(reader.object().expect("sensible").expect("second").deleted);
         assert!(reader.object().expect("sensible").is_none());
+        let stored = reader.undo().expect("sensible").expect("one");
+        assert_eq!((stored.object, stored.before, stored.version), (layer.object(7), Before::Deleted, Version(8)));
+        assert_eq!((stored.client, stored.seq, stored.sectors), (undo.client, undo.seq, undo.sectors));
+        assert_eq!((stored.extents.len(), stored.crcs[2].get()), (0, 3));
         assert_eq!(reader.client(), Ok(Some(client)));
         assert_eq!(reader.request(), Ok(Some(request)));
         for len in 1..bytes.len() {
@@ -443,6 +560,7 @@ mod tests {
     fn read_all(bytes: &[u8]) -> Option<()> {
         let mut reader = ContentReader::new(bytes)?;
         while reader.object().ok()?.is_some() {}
+        while reader.undo().ok()?.is_some() {}
         while reader.client().ok()?.is_some() {}
         while reader.request().ok()?.is_some() {}
         Some(())

@@ -10,7 +10,7 @@ use crate::geometry::{BLOCK, Geometry};
 /// First bytes after the checksum.
 const MAGIC: [u8; 8] = *b"BLKYARD1";
 /// Version of the format that this code writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Incompatible features that this code knows: none yet.
 const INCOMPATIBLE_KNOWN: u64 = 0;
 

@@ -252,8 +252,9 @@ impl Store {
 
     fn build_free_map(&mut self) -> Result<(), OpenError> {
         let mut free = Allocator::new(self.geometry.data_sectors);
-        for (_, view) in self.index.objects() {
-            for extent in view.extents() {
+        for (_, view, undo) in self.index.objects() {
+            let kept = undo.into_iter().flat_map(|undo| undo.extents.iter().copied());
+            for extent in view.extents().chain(kept) {
                 if !free.take(extent.run()) {
                     return Err(OpenError::SectorOwnedTwice(extent.run().start));
                 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use blockstore::{DeviceOp, Durability, FormatOptions, Store, StoreConfig, StoreState, format};
-use cluster_proto::OsdId;
-use cluster_proto::shard::{ShardOp, ShardOutcome};
+use cluster_proto::shard::{ShardIndex, ShardOp, ShardOutcome};
+use cluster_proto::{OsdId, PoolId};
 
 use super::Rng;
 use super::device::Device;
+use super::model::PG_COUNT;
 
 pub struct InFlight {
     token: u64,
@@ -122,6 +123,9 @@ impl Driver {
     /// Until nothing is in flight.
     pub fn run(&mut self) {
         while self.step() {}
+        if self.store.is_running() {
+            self.store.set_pool(PoolId(1), PG_COUNT);
+        }
     }
 
     /// Submits and waits.

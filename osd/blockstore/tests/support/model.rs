@@ -6,8 +6,12 @@ use std::rc::Rc;
 use blockstore::Store;
 use buffer::Buffer;
 use cluster_proto::crc::sector_crcs;
-use cluster_proto::ids::{ClientId, LayerId, ObjectId, PoolId, Version};
-use cluster_proto::shard::{AppliedRequest, ObjectContent, Origin, RequestState, ShardIndex, ShardOp, ShardOutcome};
+use cluster_proto::ids::{ClientId, LayerId, ObjectId, PgId, PoolId, Version};
+use cluster_proto::limits::DIGEST_BUCKETS;
+use cluster_proto::shard::{
+    AppliedRequest, Buckets, ObjectContent, ObjectHead, Origin, RequestState, ShardIndex, ShardOp, ShardOutcome,
+    digest_bucket, digest_hash,
+};
 use cluster_proto::{SECTOR, SectorRange};
 
 use super::Rng;
@@ -19,6 +23,14 @@ pub struct ModelObject {
     pub deleted: bool,
     /// Sector -> the word that fills it.
     pub sectors: BTreeMap<u32, u64>,
+    pub staged: Option<Staged>,
+}
+
+/// What a rollback leads back to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Staged {
+    pub before: Option<Rc<ModelObject>>,
+    pub request: (ClientId, u64),
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,10 +38,21 @@ pub struct Model {
     /// Shared between the many states of a run.
     pub objects: BTreeMap<ObjectId, Rc<ModelObject>>,
     pub requests: BTreeMap<(ClientId, u64), Version>,
+    /// Requests that were taken back.
+    pub forgotten: BTreeSet<(ClientId, u64)>,
 }
 
+/// PGs of the pool in which the tests' objects are.
+pub const PG_COUNT: u32 = 3;
+
+/// Two numbers in a row are two parts of one object.
 pub fn object(n: u32) -> ObjectId {
-    ObjectId { pool: PoolId(1), lineage: LayerId(7), layer: LayerId(7 + u64::from(n % 3)), index: n }
+    let layer = LayerId(7 + u64::from(n / 2 % 3));
+    ObjectId { pool: PoolId(1), lineage: LayerId(7), layer, index: n / 2, part: (n % 2) as u8 }
+}
+
+fn number(object: &ObjectId) -> u32 {
+    object.index * 2 + u32::from(object.part)
 }
 
 /// Sectors each filled with their own word.
@@ -47,6 +70,18 @@ pub fn word(version: Version, sector: u32) -> u64 {
     version.0 << 16 | u64::from(sector)
 }
 
+impl ModelObject {
+    fn head(&self, object: ObjectId) -> ObjectHead {
+        let before = |staged: &Staged| staged.before.as_ref().map_or(Version::NONE, |b| b.version);
+        ObjectHead {
+            object,
+            version: self.version,
+            deleted: self.deleted,
+            staged_over: self.staged.as_ref().map(before),
+        }
+    }
+}
+
 impl Model {
     pub fn version(&self, object: &ObjectId) -> Version {
         self.objects.get(object).map_or(Version::NONE, |o| o.version)
@@ -57,14 +92,17 @@ impl Model {
         let Some(&id) = op.object() else { return };
         if let ShardOp::Write { origin, version, .. }
         | ShardOp::Zero { origin, version, .. }
+        | ShardOp::Stage { origin, version, .. }
         | ShardOp::Delete { origin, version, .. } = op
             && origin.client != ClientId(0)
         {
             self.requests.retain(|k, _| k.0 != origin.client || k.1 >= origin.floor);
             self.requests.insert((origin.client, origin.seq), *version);
+            self.forgotten.retain(|k| k.0 != origin.client || k.1 >= origin.floor);
         }
         match op {
             ShardOp::Write { version, sectors, data, .. } => {
+                self.commit(id);
                 self.put(id, Some(*version), sectors.iter(), data);
             }
             ShardOp::Repair { version, sectors, data, .. } => {
@@ -73,6 +111,7 @@ impl Model {
                 }
             }
             ShardOp::Zero { version, sectors, .. } => {
+                self.commit(id);
                 let own = Rc::make_mut(self.objects.entry(id).or_default());
                 (own.version, own.deleted) = (*version, false);
                 own.sectors.retain(|s, _| *s < sectors.start || *s >= sectors.end());
@@ -95,7 +134,49 @@ impl Model {
                     self.requests.insert((r.client, r.seq), r.version);
                 }
             }
-            ShardOp::Read { .. } | ShardOp::Fetch { .. } | ShardOp::Sync => {}
+            ShardOp::Patch { base, version, sectors, content, .. } => {
+                assert_eq!(self.version(&id), *base);
+                self.commit(id);
+                let own = Rc::make_mut(self.objects.entry(id).or_default());
+                own.sectors.retain(|s, _| !sectors.iter().any(|r| r.contains(SectorRange::new(*s, 1))));
+                self.put(id, Some(*version), content.extents.iter().flat_map(|e| e.iter()), &content.data);
+                for r in &content.requests {
+                    self.requests.insert((r.client, r.seq), r.version);
+                }
+            }
+            ShardOp::Stage { version, sectors, data, origin, .. } => {
+                self.commit(id);
+                let before = self.objects.get(&id).cloned();
+                self.put(id, Some(*version), sectors.iter(), data);
+                let request = (origin.client, origin.seq);
+                Rc::make_mut(self.objects.entry(id).or_default()).staged = Some(Staged { before, request });
+            }
+            ShardOp::Commit { version, .. } if self.version(&id) == *version => self.commit(id),
+            ShardOp::Rollback { version, .. } if self.version(&id) == *version => self.rollback(id),
+            ShardOp::Drop { version, .. } if self.version(&id) == *version => _ = self.objects.remove(&id),
+            ShardOp::Commit { .. } | ShardOp::Rollback { .. } | ShardOp::Drop { .. } => {}
+            ShardOp::Read { .. } | ShardOp::Fetch { .. } | ShardOp::FetchPart { .. } | ShardOp::Sync => {}
+        }
+    }
+
+    fn commit(&mut self, id: ObjectId) {
+        if let Some(own) = self.objects.get_mut(&id)
+            && own.staged.is_some()
+        {
+            Rc::make_mut(own).staged = None;
+        }
+    }
+
+    fn rollback(&mut self, id: ObjectId) {
+        let Some(own) = self.objects.get(&id).cloned() else { return };
+        let Some(staged) = &own.staged else { return };
+        if self.requests.get(&staged.request) == Some(&own.version) {
+            self.requests.remove(&staged.request);
+            self.forgotten.insert(staged.request);
+        }
+        match &staged.before {
+            Some(before) => _ = self.objects.insert(id, before.clone()),
+            None => _ = self.objects.remove(&id),
         }
     }
 
@@ -117,8 +198,8 @@ impl Model {
     fn differs_in_heads(&self, store: &Store) -> Option<String> {
         for n in 0..64 {
             let id = object(n);
-            let head = store.head(&id).map(|h| (h.version, h.deleted));
-            let own = self.objects.get(&id).map(|o| (o.version, o.deleted));
+            let head = store.head(&id);
+            let own = self.objects.get(&id).map(|o| o.head(id));
             if head != own {
                 return Some(format!("head of {id}: store {head:?}, model {own:?}"));
             }
@@ -129,7 +210,37 @@ impl Model {
                 return Some(format!("request {client}/{seq}: {got:?}, model {version}"));
             }
         }
-        None
+        for &(client, seq) in &self.forgotten {
+            if let RequestState::Applied(version) = store.request(client, seq) {
+                return Some(format!("request {client}/{seq} was taken back, but is remembered with {version}"));
+            }
+        }
+        (0..PG_COUNT).find_map(|index| self.differs_in_pg(store, PgId { pool: PoolId(1), index }))
+    }
+
+    /// What peering sees, compared with the model.
+    fn differs_in_pg(&self, store: &Store, pg: PgId) -> Option<String> {
+        let heads: Vec<_> =
+            self.objects.iter().filter(|(id, _)| id.pg(PG_COUNT) == pg).map(|(id, own)| own.head(*id)).collect();
+        let mut digests = [0u64; DIGEST_BUCKETS];
+        for head in &heads {
+            let bucket = &mut digests[digest_bucket(&head.object)];
+            *bucket = bucket.wrapping_add(digest_hash(head));
+        }
+        if store.digests(pg) != digests {
+            return Some(format!("digests of {pg}"));
+        }
+        let listed = store.list(pg, &Buckets::ALL);
+        if listed != heads {
+            return Some(format!("list of {pg}: store {listed:?}, model {heads:?}"));
+        }
+        let some = Buckets([0x0f0f_3333_0101_8181; DIGEST_BUCKETS / 64]);
+        let expected: Vec<_> = heads.iter().filter(|h| some.contains(digest_bucket(&h.object))).copied().collect();
+        if store.list(pg, &some) != expected {
+            return Some(format!("list of some buckets of {pg}"));
+        }
+        let deleted: Vec<_> = heads.iter().filter(|h| h.deleted).copied().collect();
+        (store.tombstones(pg) != deleted).then(|| format!("tombstones of {pg}"))
     }
 
     /// What the index says, compared with the model. Data is not read.
@@ -157,7 +268,7 @@ impl Model {
 
     /// Data of the objects numbered below `most`, compared with the model.
     pub fn differs_in_data(&self, driver: &mut Driver, most: u32) -> Option<String> {
-        for (id, own) in self.objects.iter().filter(|(id, _)| id.index < most) {
+        for (id, own) in self.objects.iter().filter(|(id, _)| number(id) < most) {
             let ShardOutcome::Fetched { version, content } = driver.call(ShardOp::Fetch { object: *id }) else {
                 return Some(format!("{id} cannot be fetched"));
             };
@@ -183,6 +294,20 @@ impl Model {
         let origin = Origin { client: ClientId(client), seq: *counter, floor: counter.saturating_sub(20) };
         match (rng.below(100), current) {
             (0..8, _) => ShardOp::Zero { object, version, sectors: range, origin },
+            (28..38, Some(o)) if o.staged.is_some() => ShardOp::Commit { object, version: o.version },
+            (38..48, Some(o)) if o.staged.is_some() => ShardOp::Rollback { object, version: o.version },
+            // Late duplicates.
+            (48..50, Some(o)) => ShardOp::Rollback { object, version: Version(o.version.0 - 1) },
+            (50..52, Some(o)) => ShardOp::Commit { object, version: Version(o.version.0 - 1) },
+            (52..54, Some(o)) => ShardOp::Drop { object, version: o.version },
+            (54..60, o) => {
+                let base = o.map_or(Version::NONE, |o| o.version);
+                patch(rng, object, base, version, sectors)
+            }
+            (60..84, _) => {
+                let range = if rng.chance(10) { SectorRange::new(0, 0) } else { range };
+                stage(object, version, range, origin)
+            }
             (8..12, _) => ShardOp::Delete { object, version, origin },
             (12..16, Some(o)) if o.deleted => ShardOp::Collect { object, version: o.version },
             (16..24, _) => restore(rng, object, version, sectors),
@@ -200,6 +325,36 @@ pub fn write(object: ObjectId, version: Version, sectors: SectorRange, origin: O
     let data = filled(sectors.iter().map(|s| word(version, s)));
     let crcs = sector_crcs(&data);
     ShardOp::Write { object, version, sectors, data, crcs, origin }
+}
+
+pub fn stage(object: ObjectId, version: Version, sectors: SectorRange, origin: Origin) -> ShardOp {
+    let data = filled(sectors.iter().map(|s| word(version, s)));
+    let crcs = sector_crcs(&data);
+    ShardOp::Stage { object, version, sectors, data, crcs, origin }
+}
+
+fn patch(rng: &mut Rng, object: ObjectId, base: Version, version: Version, end: u32) -> ShardOp {
+    let (mut sectors, mut extents) = (Vec::new(), Vec::new());
+    let mut at = rng.below(8) as u32;
+    while at < end && sectors.len() < 5 {
+        let range = SectorRange::new(at, 1 + rng.below(4).min(u64::from(end - at - 1)) as u32);
+        sectors.push(range);
+        match rng.below(3) {
+            0 => {}
+            1 => extents.push(range),
+            _ => extents.push(SectorRange::new(range.end() - 1, 1)),
+        }
+        at = range.end() + rng.below(6) as u32;
+    }
+    let data = filled(extents.iter().flat_map(|e| e.iter()).map(|s| word(version, s)));
+    let crcs = sector_crcs(&data);
+    let requests = (0..rng.below(10).saturating_sub(8)).map(|i| AppliedRequest {
+        client: ClientId(51),
+        seq: version.0 * 10 + i,
+        version,
+    });
+    let content = ObjectContent { deleted: false, extents, data, crcs, requests: requests.collect() };
+    ShardOp::Patch { object, base, version, sectors, content }
 }
 
 fn restore(rng: &mut Rng, object: ObjectId, version: Version, sectors: u32) -> ShardOp {

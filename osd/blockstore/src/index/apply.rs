@@ -1,0 +1,124 @@
+//! Executing changes. The same functions run in operation and in replay, so both arrive at the same state.
+
+use cluster_proto::shard::ObjectHead;
+
+use super::{Index, Place, unpack, words_of};
+use crate::extent::Runs;
+use crate::format::log::{Change, Kind};
+
+/// What executing a change did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effect {
+    /// Runs no longer used by any object: what was replaced, or the change's own data if it had no effect.
+    pub freed: Runs,
+    /// The change did not apply (a repair of a version that is gone).
+    pub refused: bool,
+}
+
+impl Index {
+    /// Executes a change.
+    pub fn apply(&mut self, change: &Change) -> Effect {
+        let place = match change.kind {
+            Kind::Relocate | Kind::Cancel => return Effect::default(),
+            // These need an object: one that is unknown must not make its layer known.
+            Kind::Collect | Kind::Repair | Kind::Commit | Kind::Rollback | Kind::Drop => self.find(&change.object),
+            _ => Some(self.place(&change.object)),
+        };
+        let Some(place) = place else { return Effect::without(change) };
+        let old = self.head_at(place);
+        let effect = match (change.kind, old) {
+            // What is staged is committed by the first three, and dropped by Restore: the same, since that replaces all.
+            (Kind::Write | Kind::Zero | Kind::Patch | Kind::Restore, _) => self.write(place, change),
+            (Kind::Delete | Kind::RestoreDeleted, _) => self.delete(place, change),
+            (Kind::Stage, old) => self.stage(place, change, old),
+            (Kind::Repair, Some(old)) if old.version == change.version && !old.deleted => self.replace(place, change),
+            (Kind::Repair, _) => Effect::without(change),
+            (kind, Some(old)) if old.version == change.version => self.end(place, kind, &old),
+            _ => Effect::without(change),
+        };
+        self.digest(place, old.as_ref());
+        effect
+    }
+
+    /// Changes that take something away from an object of exactly their version.
+    fn end(&mut self, place: Place, kind: Kind, old: &ObjectHead) -> Effect {
+        let freed = match kind {
+            Kind::Collect if old.deleted => self.discard(place),
+            Kind::Drop => self.discard(place),
+            Kind::Commit => self.commit(place),
+            Kind::Rollback => self.rollback(place),
+            _ => Runs::new(),
+        };
+        Effect { freed, refused: false }
+    }
+
+    fn write(&mut self, place: Place, change: &Change) -> Effect {
+        let mut committed = self.commit(place);
+        let mut effect = self.replace(place, change);
+        effect.freed.append(&mut committed);
+        effect
+    }
+
+    /// Replaces sectors, and the version.
+    pub(super) fn replace(&mut self, place: Place, change: &Change) -> Effect {
+        if let Some(freed) = self.overwrite(place, change) {
+            return Effect { freed, refused: false };
+        }
+        self.unpack_old(place);
+        let mut new = std::mem::take(&mut self.new);
+        let freed = new.replaced(&self.old, change.replaced(), &change.extents, &change.crcs);
+        self.store(place, change.version, Some(&new));
+        self.new = new;
+        Effect { freed, refused: false }
+    }
+
+    /// The common case of a fragmented object: exactly one of its extents is replaced, so nothing moves.
+    fn overwrite(&mut self, place: Place, change: &Change) -> Option<Runs> {
+        let [new] = change.extents.as_slice() else { return None };
+        if [new.sectors()] != change.replaced() {
+            return None;
+        }
+        let objects = &mut self.partitions[place.partition].objects;
+        let record = objects.get_mut(&place.key).filter(|r| !r.is_deleted())?;
+        let words = self.arena.words_mut(record.slot, record.words());
+        let (extents, crcs) = words.split_at_mut(2 * record.extent_count());
+        let (extents, _) = extents.as_chunks_mut::<2>();
+        let mut first = 0;
+        let old = extents.iter_mut().find(|w| {
+            let sectors = unpack(w).sectors();
+            let is_same = sectors == new.sectors();
+            first += if is_same { 0 } else { sectors.count as usize };
+            is_same
+        })?;
+        let freed = unpack(old).run();
+        *old = words_of(*new);
+        crcs[first..first + change.crcs.len()].copy_from_slice(&change.crcs);
+        record.version = change.version;
+        Some(Runs::from_slice(&[freed]))
+    }
+
+    fn delete(&mut self, place: Place, change: &Change) -> Effect {
+        let mut freed = self.commit(place);
+        self.unpack_old(place);
+        freed.extend(self.old.extents.iter().map(|e| e.run()));
+        self.store(place, change.version, None);
+        Effect { freed, refused: false }
+    }
+
+    /// Removes an object, with what a staged change of it replaced.
+    pub(super) fn discard(&mut self, place: Place) -> Runs {
+        let mut freed = self.commit(place);
+        self.unpack_old(place);
+        freed.extend(self.old.extents.iter().map(|e| e.run()));
+        self.remove(place);
+        freed
+    }
+}
+
+impl Effect {
+    /// The change had no effect: its own data is not used.
+    fn without(change: &Change) -> Effect {
+        let freed = change.extents.iter().map(|e| e.run()).collect();
+        Effect { freed, refused: change.kind == Kind::Repair }
+    }
+}
