@@ -1,10 +1,12 @@
 //! The state store and the monitor. The store is as plain as a store can be (keys, revisions, one log of changes), so that
 //! what is simulated is its delays and silence; the monitor's plan is the real one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use cluster_proto::map::{ClusterInfo, ClusterMap, OsdConfig, PoolConfig, keys};
+use cluster_proto::map::{Activation, ClusterInfo, ClusterMap, Member, OsdConfig, PgMap, PoolConfig, keys};
 use cluster_proto::{OsdId, PgId, PoolId, Uuid};
+use mon_core::liveness::Liveness;
+use mon_core::usable;
 use serde::Serialize;
 
 /// The simulated cluster's id.
@@ -21,6 +23,8 @@ pub struct Control {
     log: Vec<Change>,
     map: ClusterMap,
     mirrored: usize,
+    /// The monitor's judgement of who runs.
+    pub liveness: Liveness,
 }
 
 impl Control {
@@ -30,7 +34,7 @@ impl Control {
         let info = ClusterInfo { id: CLUSTER, created: 0, schema: 1 };
         control.put(keys::CLUSTER, json(&info));
         for osd in 1..=osds {
-            control.put(&keys::osd_config(OsdId(osd)), json(&OsdConfig::new(1.0)));
+            control.set_weight(OsdId(osd), 1.0);
         }
         control.put(&keys::pool(PoolId(1)), json(pool));
         control
@@ -60,22 +64,38 @@ impl Control {
     }
 
     /// Makes the activation record durable, if the PG still has this epoch.
-    pub fn activate(&mut self, pg: PgId, epoch: cluster_proto::Epoch, record: Vec<u8>) -> bool {
-        let map = self.get(&keys::pg_map(pg)).and_then(|v| serde_json::from_slice::<cluster_proto::map::PgMap>(v).ok());
-        let ok = map.is_some_and(|map| map.epoch == epoch);
+    pub fn activate(&mut self, pg: PgId, record: &Activation) -> bool {
+        let map = self.get(&keys::pg_map(pg)).and_then(|v| serde_json::from_slice::<PgMap>(v).ok());
+        let ok = map.is_some_and(|map| map.epoch == record.epoch);
         if ok {
-            self.put(&keys::pg_activation(pg), record);
+            self.put(&keys::pg_activation(pg), json(record));
         }
         ok
     }
 
-    /// The monitor looks at everything and writes what must change. True if it wrote.
-    pub fn plan(&mut self) -> bool {
+    /// The monitor sees the present state. Returns registrations to withdraw.
+    pub fn look(&mut self, now: u64) -> Vec<Member> {
+        self.mirror();
+        self.liveness.handle_map(now, &self.map);
+        self.liveness.poll_withdrawn()
+    }
+
+    fn mirror(&mut self) {
         for (key, value) in &self.log[self.mirrored..] {
             self.map.apply(key, value.as_deref()).expect("only valid values are written");
         }
         self.mirrored = self.log.len();
-        let plan = mon_core::plan(&self.map);
+    }
+
+    /// Configuration of an OSD's weight.
+    pub fn set_weight(&mut self, osd: OsdId, weight: f64) {
+        self.put(&keys::osd_config(osd), json(&OsdConfig::new(weight)));
+    }
+
+    /// The monitor writes what must change. True if it wrote.
+    pub fn plan(&mut self) -> bool {
+        self.mirror();
+        let plan = mon_core::plan(&self.map, &self.liveness.running(&self.map), &usable(&self.map, &BTreeSet::new()));
         for change in &plan.changes {
             for (key, value) in change.writes() {
                 match value {
@@ -85,6 +105,28 @@ impl Control {
             }
         }
         !plan.changes.is_empty()
+    }
+
+    /// Whether all data is where it should be.
+    pub fn is_clean(&mut self) -> bool {
+        self.mirror();
+        let clean = |(pg, map): (&PgId, &PgMap)| {
+            let record = self.map.activations.get(pg).filter(|record| record.epoch == map.epoch);
+            record.is_some_and(|record| map.target.iter().all(|osd| record.complete.contains(osd)))
+        };
+        self.map.pgs.iter().all(clean)
+    }
+
+    /// The pool, in words.
+    pub fn pool(&mut self) -> String {
+        self.mirror();
+        let pool = &self.map.pools[&PoolId(1)];
+        format!("{:?}, min-size {}, {} PGs", pool.scheme, pool.min_size, pool.pg_count)
+    }
+
+    /// The present map.
+    pub fn map(&self) -> &ClusterMap {
+        &self.map
     }
 }
 

@@ -23,20 +23,26 @@ pub struct FaultPlan {
     pub state: bool,
     /// Clients die.
     pub clients: bool,
+    /// Processes stand still for a while, or cannot reach the state store.
+    pub hangs: bool,
+    /// The weights of OSDs change, so that PGs move.
+    pub moves: bool,
 }
 
 impl FaultPlan {
-    /// A plan for a seed: calm runs as well as wild ones.
-    pub fn random(rng: &mut Rng, copies: u8) -> Self {
+    /// A plan for a seed: calm runs as well as wild ones. `spare`: an acknowledged change survives the loss of one member's copy.
+    pub fn random(rng: &mut Rng, spare: bool) -> Self {
         Self {
             every: rng.range(20_000, 1_500_000),
             budget: rng.range(5, 60) as u32,
             crashes: rng.below(4) > 0,
             power: rng.below(4) > 0,
             network: rng.below(4) > 0,
-            rot: copies > 1 && rng.one_in(2),
+            rot: spare && rng.one_in(2),
             state: rng.one_in(2),
             clients: rng.one_in(2),
+            hangs: rng.one_in(2),
+            moves: rng.one_in(2),
         }
     }
 }
@@ -44,7 +50,7 @@ impl FaultPlan {
 /// Lets one thing go wrong.
 pub fn strike(world: &mut World) {
     let plan = world.faults;
-    match world.rng.below(12) {
+    match world.rng.below(16) {
         0..=2 if plan.crashes => crash_one(world),
         3 if plan.crashes => crash_all(world),
         4 | 5 if plan.network => cut(world),
@@ -69,8 +75,37 @@ pub fn strike(world: &mut World) {
             let which = world.rng.below(count) as usize;
             world.osds[which].slow_until = world.now + world.rng.range(100_000, 1_000_000);
         }
+        12 if plan.hangs => freeze(world),
+        13 if plan.hangs => {
+            let osd = any_osd(world);
+            world.osds[osd].state_cut_until = world.now + world.rng.range(500_000, 12_000_000);
+            world.note(|| format!("osd {} cannot reach the state store", osd + 1));
+        }
+        14 | 15 if plan.moves => reweight(world),
         _ => {}
     }
+}
+
+fn any_osd(world: &mut World) -> usize {
+    let count = world.osds.len() as u64;
+    world.rng.below(count) as usize
+}
+
+/// A process stands still and does not know it.
+fn freeze(world: &mut World) {
+    let osd = any_osd(world);
+    let until = world.now + world.rng.range(100_000, 9_000_000);
+    world.osds[osd].frozen_until = until;
+    world.note(|| format!("osd {} stands still until {until}", osd + 1));
+}
+
+/// Data has to move.
+fn reweight(world: &mut World) {
+    let osd = any_osd(world);
+    let weight = [0.0, 0.3, 1.0, 1.0][world.rng.below(4) as usize];
+    world.note(|| format!("osd {} gets weight {weight}", osd + 1));
+    world.control.set_weight(cluster_proto::OsdId(osd as u32 + 1), weight);
+    world.state_changed();
 }
 
 fn crash_one(world: &mut World) {

@@ -13,5 +13,6 @@ pub mod faults;
 pub mod net;
 pub mod nodes;
 pub mod rng;
+mod state;
 pub mod workload;
 pub mod world;

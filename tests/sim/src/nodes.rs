@@ -25,6 +25,14 @@ pub struct OsdNode {
     pub run: Option<OsdRun>,
     /// Until then every device operation takes long.
     pub slow_until: Micros,
+    /// Until then the process does not run, without knowing it.
+    pub frozen_until: Micros,
+    /// Until then it cannot reach the state store.
+    pub state_cut_until: Micros,
+    /// Its registration lasts until then.
+    pub lease_until: Micros,
+    /// What its clock is ahead. Milliseconds.
+    pub clock_ahead: u64,
 }
 
 /// A running OSD process.
@@ -53,7 +61,9 @@ impl OsdNode {
         for write in blockstore::format(&options).expect("the simulated disk is large enough") {
             disk.prepare(write.offset, &write.data);
         }
-        Self { id, life: 0, disk, run: None, slow_until: 0 }
+        let clock_ahead = rng.below(1_000_000);
+        let (slow_until, frozen_until, state_cut_until, lease_until) = (0, 0, 0, 0);
+        Self { id, life: 0, disk, run: None, slow_until, frozen_until, state_cut_until, lease_until, clock_ahead }
     }
 
     /// The node of the OSD.
@@ -79,11 +89,12 @@ impl OsdNode {
 
 impl OsdRun {
     /// Starts the core once the store is open. True if it did.
-    pub fn start_core(&mut self, id: OsdId) -> bool {
+    pub fn start_core(&mut self, id: OsdId, now: u64) -> bool {
         if self.core.is_some() || !self.store.is_running() {
             return false;
         }
-        self.core = Some(Osd::new(OsdOptions { id, cluster: CLUSTER, incarnation: self.incarnation }));
+        let (cluster, incarnation) = (CLUSTER, self.incarnation);
+        self.core = Some(Osd::new(OsdOptions { id, cluster, incarnation, started: now }));
         true
     }
 }

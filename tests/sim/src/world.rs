@@ -9,13 +9,14 @@ use cluster_client::{ImageOp, Output as ClientOutput};
 use cluster_proto::layout::SECTOR;
 use cluster_proto::limits::BLOCK_SIZE_MIN;
 use cluster_proto::link::LinkId;
-use cluster_proto::map::{Activation, OsdState, PoolConfig, Scheme, keys};
+use cluster_proto::map::{Activation, Member, PoolConfig, Scheme};
+use mon_core::liveness::Probe;
 use cluster_proto::shard::ShardIndex;
 use cluster_proto::wire::{Message, encode};
 use cluster_proto::{Epoch, Incarnation, OsdId, PgId, PoolId};
 use osd_core::Output as OsdOutput;
 
-use crate::control::{Control, json};
+use crate::control::Control;
 use crate::faults::{self, FaultPlan};
 use crate::net::{Micros, Net, NodeId};
 use crate::nodes::{ClientNode, OsdNode};
@@ -29,7 +30,7 @@ const REST_LIMIT: Micros = 120_000_000;
 /// Lines of the trace that a failure shows.
 const TRACE_LINES: usize = 60;
 
-enum Event {
+pub(crate) enum Event {
     /// Bytes arrive at a side of a connection.
     Arrive { conn: usize, side: usize, bytes: Vec<u8> },
     /// A connection attempt succeeds or fails.
@@ -40,12 +41,18 @@ enum Event {
     Device { osd: usize, life: u32, token: u64, done: Done },
     /// A node hears of changes in the cluster state.
     State { node: NodeId, life: u32 },
-    /// An OSD's registration reaches the state store.
-    Register { osd: usize, life: u32 },
+    /// An OSD's question for its registration reaches the state store.
+    Register { osd: usize, life: u32, asked: u64 },
+    /// The answer: whether it was there.
+    Registered { osd: usize, life: u32, asked: u64, found: bool },
+    /// An OSD's report of others reaches the state store.
+    Suspect { osd: usize, life: u32, suspects: Vec<Member> },
+    /// The monitor's probe of an OSD ends.
+    Probed { run: Member, found: Probe },
     /// An OSD's lease runs out.
     Lapse { osd: usize, incarnation: Incarnation },
     /// An activation record reaches the state store.
-    Activate { osd: usize, life: u32, pg: PgId, epoch: Epoch, record: Vec<u8> },
+    Activate { osd: usize, life: u32, pg: PgId, record: Activation },
     /// The answer to that reaches the OSD.
     Activated { osd: usize, life: u32, pg: PgId, epoch: Epoch, ok: bool },
     /// The monitor looks at the state.
@@ -60,7 +67,7 @@ enum Event {
     Fault,
 }
 
-enum Done {
+pub(crate) enum Done {
     Read { offset: u64, len: usize },
     Write { ticket: u64 },
     Flush { covered: Vec<u64> },
@@ -100,7 +107,9 @@ pub struct World {
     pub faults: FaultPlan,
     /// Until then the state store does not answer.
     pub state_silent_until: Micros,
-    control: Control,
+    /// When the monitor looks again without being told.
+    pub(crate) next_look: Micros,
+    pub(crate) control: Control,
     queue: BTreeMap<(Micros, u64), Event>,
     stamp: u64,
     tickets: u64,
@@ -135,28 +144,37 @@ pub fn run(seed: u64, verbose: bool) -> Result<Report, String> {
 impl World {
     fn new(seed: u64, verbose: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let copies = [1, 2, 2, 3, 3, 3][rng.below(6) as usize];
-        let osd_count = u32::from(copies) + rng.below(2) as u32;
+        let scheme = match rng.below(10) {
+            0 => Scheme::Replicated { copies: 1 },
+            1 | 2 => Scheme::Replicated { copies: 2 },
+            3..=6 => Scheme::Replicated { copies: 3 },
+            7 | 8 => Scheme::Ec { data: 2, parity: 1 },
+            _ => Scheme::Ec { data: 2, parity: 2 },
+        };
+        let (least, width) = (scheme.copies_needed() as u64, scheme.width() as u64);
+        let min_size = rng.range(least, width + 1) as u8;
+        let osd_count = width as u32 + rng.below(3) as u32;
         let pg_count = 1 << rng.below(4);
         let pool = PoolConfig {
-            name: "pool".into(),
-            scheme: Scheme::Replicated { copies },
-            min_size: 1,
+            scheme,
+            min_size,
             pg_count,
             block_size: BLOCK_SIZE_MIN,
+            ..PoolConfig::replicated("pool", 1)
         };
-        let block = u64::from(BLOCK_SIZE_MIN);
+        let block = u64::from(pool.object_size());
         let shape = Shape { size: 3 * block + 5 * 512, block };
         let write_through = rng.one_in(3);
         let osds: Vec<_> =
             (1..=osd_count).map(|id| OsdNode::new(OsdId(id), 16 << 20, write_through, &mut rng)).collect();
-        let faults = FaultPlan::random(&mut rng, copies);
+        let faults = FaultPlan::random(&mut rng, u64::from(min_size) > least);
         let mut world = Self {
             now: 0,
             net: Net::default(),
             clients: Vec::new(),
             faults,
             state_silent_until: 0,
+            next_look: 0,
             control: Control::new(osd_count, &pool),
             queue: BTreeMap::new(),
             stamp: 0,
@@ -193,7 +211,8 @@ impl World {
     fn run_all(&mut self) -> Result<Report, String> {
         let (osd_count, through) = (self.osds.len(), self.osds[0].disk.is_write_through());
         let all_begun = |w: &World| w.clients.iter().all(|c| c.to_do == 0);
-        self.note(|| format!("osds {osd_count}, write-through {through}"));
+        let pool = self.control.pool();
+        self.note(|| format!("osds {osd_count}, write-through {through}, {pool}"));
         self.run_until(600_000_000, all_begun).map_err(|e| format!("clients could not begin their work: {e}"))?;
         self.heal();
         let limit = self.now + REST_LIMIT;
@@ -201,6 +220,10 @@ impl World {
         self.run_until(limit, all_answered).map_err(|e| format!("operations are never answered: {e}"))?;
         self.read_everything();
         self.run_until(limit, all_answered).map_err(|e| format!("the final reads are never answered: {e}"))?;
+        while !self.control.is_clean() {
+            let wait = self.now + 100_000;
+            self.run_until(limit, |w| w.now >= wait).map_err(|e| format!("PGs do not become clean: {e}"))?;
+        }
         self.run_until(limit, World::members_agree).map_err(|e| format!("members still differ: {e}"))?;
         self.settle_counts();
         workload::history(&self.records).check()?;
@@ -216,11 +239,11 @@ impl World {
 
     // ---- the queue
 
-    fn after(&mut self, delay: Micros, event: Event) {
+    pub(crate) fn after(&mut self, delay: Micros, event: Event) {
         self.at(self.now + delay, event);
     }
 
-    fn at(&mut self, time: Micros, event: Event) {
+    pub(crate) fn at(&mut self, time: Micros, event: Event) {
         self.tickets += 1;
         self.queue.insert((time, self.tickets), event);
     }
@@ -277,15 +300,24 @@ impl World {
     }
 
     fn handle(&mut self, event: Event) {
+        if let Some(osd) = self.osd_of(&event)
+            && self.osds[osd].frozen_until > self.now
+        {
+            let until = self.osds[osd].frozen_until;
+            return self.at(until, event);
+        }
         match event {
             Event::Arrive { conn, side, bytes } => self.arrive(conn, side, &bytes),
             Event::Connect { node, life, link, target } => self.connect(node, life, link, target),
             Event::Broken { conn, side } => self.broken(conn, side),
             Event::Device { osd, life, token, done } => self.device_done(osd, life, token, done),
             Event::State { node, life } => self.hear_state(node, life),
-            Event::Register { osd, life } => self.register(osd, life),
+            Event::Register { osd, life, asked } => self.register(osd, life, asked),
+            Event::Registered { osd, life, asked, found } => self.registered_answer(osd, life, asked, found),
+            Event::Suspect { osd, life, suspects } => self.suspect(osd, life, suspects),
+            Event::Probed { run, found } => self.probed(run, found),
             Event::Lapse { osd, incarnation } => self.lapse(osd, incarnation),
-            Event::Activate { osd, life, pg, epoch, record } => self.activate(osd, life, pg, epoch, record),
+            Event::Activate { osd, life, pg, record } => self.activate(osd, life, pg, record),
             Event::Activated { osd, life, pg, epoch, ok } => self.activated(osd, life, pg, epoch, ok),
             Event::Plan => self.plan(),
             Event::Wake { node, life } => self.wake(node, life),
@@ -304,6 +336,32 @@ impl World {
 
     fn millis(&self) -> u64 {
         self.now / 1000
+    }
+
+    /// The time on an OSD's clock.
+    pub(crate) fn millis_of(&self, osd: usize) -> u64 {
+        self.now / 1000 + self.osds[osd].clock_ahead
+    }
+
+    /// The time on a node's clock.
+    fn clock_of(&self, node: NodeId) -> u64 {
+        match self.client_index(node) {
+            Some(_) => self.millis(),
+            None => self.millis_of(node.0 as usize - 1),
+        }
+    }
+
+    /// The OSD whose process has to run for an event.
+    fn osd_of(&self, event: &Event) -> Option<usize> {
+        let of_node = |node: &NodeId| self.client_index(*node).is_none().then(|| node.0 as usize - 1);
+        match event {
+            Event::Arrive { conn, side, .. } | Event::Broken { conn, side } => {
+                of_node(&self.net.conns[*conn].ends[*side].node)
+            }
+            Event::Connect { node, .. } | Event::State { node, .. } | Event::Wake { node, .. } => of_node(node),
+            Event::Device { osd, .. } | Event::Activated { osd, .. } | Event::Registered { osd, .. } => Some(*osd),
+            _ => None,
+        }
     }
 
     fn life_of(&self, node: NodeId) -> u32 {
@@ -345,9 +403,12 @@ impl World {
             self.osds[osd].disk.kill(&mut self.rng);
         }
         self.break_all(self.osds[osd].node());
-        let incarnation = run.incarnation;
-        self.after(2_000_000, Event::Lapse { osd, incarnation });
-        let pause = if self.rng.one_in(4) { self.rng.range(1, 4_000_000) } else { self.rng.range(1, 200_000) };
+        self.osds[osd].frozen_until = 0;
+        let pause = match self.rng.below(8) {
+            0 => self.rng.range(4_000_000, 30_000_000),
+            1 | 2 => self.rng.range(1, 4_000_000),
+            _ => self.rng.range(1, 200_000),
+        };
         self.after(pause, Event::Start { osd });
     }
 
@@ -362,17 +423,17 @@ impl World {
         }
     }
 
-    fn pump_osd(&mut self, osd: usize) {
+    pub(crate) fn pump_osd(&mut self, osd: usize) {
         loop {
-            let now = self.millis();
+            let now = self.millis_of(osd);
             let Some(run) = &mut self.osds[osd].run else { return };
             if let StoreState::Failed(why) = run.store.state() {
                 return self.fail(format!("the store of osd {} failed: {why}", osd + 1));
             }
-            if run.start_core(OsdId(osd as u32 + 1)) {
+            if run.start_core(OsdId(osd as u32 + 1), now) {
                 let life = self.osds[osd].life;
                 let delay = self.rng.range(100, 20_000);
-                self.after(delay, Event::Register { osd, life });
+                self.after(delay, Event::Register { osd, life, asked: now });
                 self.after(delay, Event::State { node: NodeId(osd as u32 + 1), life });
                 continue;
             }
@@ -403,10 +464,13 @@ impl World {
                     run.store.submit(tag, op);
                 }
             }
-            OsdOutput::Activate { pg, epoch, acting } => {
-                let record = json(&Activation { epoch, acting });
+            OsdOutput::Activate { pg, record } => {
                 let delay = self.rng.range(100, 10_000);
-                self.after(delay, Event::Activate { osd, life, pg, epoch, record });
+                self.after(delay, Event::Activate { osd, life, pg, record });
+            }
+            OsdOutput::Suspect(suspects) => {
+                let delay = self.rng.range(100, 10_000);
+                self.after(delay, Event::Suspect { osd, life, suspects });
             }
             OsdOutput::Notice(text) => self.note(|| format!("osd {}: {text}", osd + 1)),
         }
@@ -462,68 +526,13 @@ impl World {
         self.pump_osd(osd);
     }
 
-    // ---- state store and monitor
-
-    fn state_delay(&mut self) -> Micros {
-        let base = self.state_silent_until.saturating_sub(self.now);
-        base + self.rng.range(100, 30_000)
-    }
-
-    fn state_changed(&mut self) {
-        let nodes: Vec<(NodeId, u32)> = self
-            .osds
-            .iter()
-            .map(|osd| (osd.node(), osd.life))
-            .chain(self.clients.iter().map(|client| (client.node, client.life)))
-            .collect();
-        for (node, life) in nodes {
-            let delay = self.state_delay();
-            self.after(delay, Event::State { node, life });
-        }
-        let delay = self.state_delay();
-        self.after(delay, Event::Plan);
-    }
-
-    fn register(&mut self, osd: usize, life: u32) {
-        if self.osds[osd].life != life {
-            return;
-        }
-        if self.state_silent_until > self.now {
-            let delay = self.state_delay();
-            return self.after(delay, Event::Register { osd, life });
-        }
-        let Some(run) = &self.osds[osd].run else { return };
-        let address = SocketAddr::from(([127, 0, 0, 1], osd as u16 + 1));
-        let state = OsdState { address, incarnation: run.incarnation, started: 0 };
-        self.control.put(&keys::osd(OsdId(osd as u32 + 1)), json(&state));
-        self.state_changed();
-    }
-
-    fn lapse(&mut self, osd: usize, incarnation: Incarnation) {
-        let key = keys::osd(OsdId(osd as u32 + 1));
-        let registered = self.control.get(&key).and_then(|v| serde_json::from_slice::<OsdState>(v).ok());
-        if registered.is_some_and(|state| state.incarnation == incarnation) {
-            self.control.delete(&key);
-            self.state_changed();
-        }
-    }
-
-    fn plan(&mut self) {
-        if self.state_silent_until > self.now {
-            let delay = self.state_delay();
-            return self.after(delay, Event::Plan);
-        }
-        if self.control.plan() {
-            self.note(|| "monitor changes the map".into());
-            self.state_changed();
-        }
-    }
+    // ---- state store: see state.rs
 
     fn hear_state(&mut self, node: NodeId, life: u32) {
         if self.life_of(node) != life {
             return;
         }
-        let now = self.millis();
+        let now = self.clock_of(node);
         if let Some(client) = self.client_index(node) {
             let target = &mut self.clients[client];
             let (changes, told) = self.control.changes_after(target.told);
@@ -544,34 +553,15 @@ impl World {
         self.pump_osd(osd);
     }
 
-    fn activate(&mut self, osd: usize, life: u32, pg: PgId, epoch: Epoch, record: Vec<u8>) {
-        if self.osds[osd].life != life {
-            // The record may have been on its way when the process died.
-            if self.rng.one_in(2) && self.control.activate(pg, epoch, record) {
-                self.state_changed();
-            }
-            return;
-        }
-        if self.state_silent_until > self.now {
-            let delay = self.state_delay();
-            return self.after(delay, Event::Activate { osd, life, pg, epoch, record });
-        }
-        let ok = self.control.activate(pg, epoch, record);
-        if ok {
-            self.state_changed();
-        }
-        let delay = self.rng.range(100, 10_000);
-        self.after(delay, Event::Activated { osd, life, pg, epoch, ok });
-    }
-
     fn activated(&mut self, osd: usize, life: u32, pg: PgId, epoch: Epoch, ok: bool) {
         if self.osds[osd].life != life {
             return;
         }
+        let now = self.millis_of(osd);
         if let Some(run) = &mut self.osds[osd].run
             && let Some(core) = &mut run.core
         {
-            core.handle_activated(&mut run.store, pg, epoch, ok);
+            core.handle_activated(now, &mut run.store, pg, epoch, ok);
             self.note(|| format!("osd {}: pg {pg} activated in epoch {epoch}: {ok}", osd + 1));
             self.pump_osd(osd);
         }
@@ -590,7 +580,7 @@ impl World {
         if self.life_of(node) != life {
             return;
         }
-        let now = self.millis();
+        let now = self.clock_of(node);
         let osd = target.0 as usize - 1;
         let accepted = match &mut self.osds[osd].run {
             Some(run) => run.core.as_mut().map(|core| core.handle_accepted(now)),
@@ -654,7 +644,7 @@ impl World {
                 Err(_) => break true,
             }
         };
-        let now = self.millis();
+        let now = self.clock_of(node);
         for message in messages {
             if let Some(client) = self.client_index(node) {
                 self.clients[client].core.handle_message(now, link, message);
@@ -700,7 +690,7 @@ impl World {
     }
 
     fn tell_closed(&mut self, node: NodeId, link: LinkId) {
-        let now = self.millis();
+        let now = self.clock_of(node);
         if let Some(client) = self.client_index(node) {
             self.clients[client].core.handle_closed(now, link);
             self.pump_client(client);
@@ -820,7 +810,7 @@ impl World {
         if self.life_of(node) != life {
             return;
         }
-        let now = self.millis();
+        let now = self.clock_of(node);
         if let Some(client) = self.client_index(node) {
             self.clients[client].core.handle_timeout(now);
             return self.pump_client(client);
@@ -846,8 +836,12 @@ impl World {
         self.net.heal();
         for osd in 0..self.osds.len() {
             self.osds[osd].slow_until = 0;
+            self.osds[osd].frozen_until = 0;
+            self.osds[osd].state_cut_until = 0;
+            self.control.set_weight(OsdId(osd as u32 + 1), 1.0);
             self.after(1, Event::Start { osd });
         }
+        self.state_changed();
     }
 
     fn read_everything(&mut self) {
@@ -873,7 +867,7 @@ impl World {
 
     fn is_member(&self, osd: &OsdNode, pg: PgId) -> bool {
         let pgs = osd.run.iter().flat_map(|run| &run.core).flat_map(|core| core.pg_summaries());
-        pgs.into_iter().any(|summary| summary.pg == pg)
+        pgs.into_iter().any(|summary| summary.pg == pg && summary.acting)
     }
 
     fn settle_counts(&mut self) {

@@ -141,10 +141,6 @@ impl Pg {
         }
     }
 
-    pub fn id(&self) -> PgId {
-        self.id
-    }
-
     pub fn epoch(&self) -> Epoch {
         self.map.epoch
     }
