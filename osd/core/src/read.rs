@@ -76,8 +76,12 @@ impl Osd {
 
     /// We were silent for too long, or our members were: they are asked again before anything is served.
     fn lease_lost(&mut self, now: Millis, shard: &mut dyn ShardIndex, pg: PgId) {
+        let registers = self.pgs.get(&pg).is_some_and(|pg| !pg.is_writable());
+        if registers {
+            // Below `min_size` it is our registration that counts, which takes a moment to renew.
+            return self.pg_stall(now, pg);
+        }
         self.notice(format!("pg {pg}: the read lease ran out, members are asked again"));
-        self.pg_stall(now, pg);
         self.begin_round(now, shard, pg);
     }
 
@@ -119,11 +123,21 @@ impl Osd {
         let object = client_op.request.object;
         let holders = pg.holders(&object);
         let Some(peer) = crate::op::bits(holders).find(|&p| p >= peer && p != from) else {
-            self.notice(format!("object {object}: sectors {bad:?} are damaged in every copy"));
-            return self.finish(id, Status::Corrupt, Version::NONE, ReplyBody::Empty);
+            return self.damaged_everywhere(id, object, bad);
         };
         client_op.stage = Stage::Fetching { bad, from, peer };
         self.send_to_peer(shard, id, peer, ShardOp::Read { object, sectors: bad });
+    }
+
+    /// No intact copy can be had. While members are absent or lag behind, one of them may have it: the client asks again.
+    pub(crate) fn damaged_everywhere(&mut self, id: OpId, object: cluster_proto::ObjectId, bad: SectorRange) {
+        let pg = self.ops.get_mut(id).and_then(|op| self.pgs.get(&op.pg));
+        let hope = pg.is_some_and(|pg| pg.is_degraded());
+        let status = if hope { Status::Retry } else { Status::Corrupt };
+        if !hope {
+            self.notice(format!("object {object}: sectors {bad:?} are damaged in every copy"));
+        }
+        self.finish(id, status, Version::NONE, ReplyBody::Empty);
     }
 
     /// A member's copy of the damaged sectors arrived, or it has none.

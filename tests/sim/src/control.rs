@@ -92,8 +92,8 @@ impl Control {
         self.put(&keys::osd_config(osd), json(&OsdConfig::new(weight)));
     }
 
-    /// The monitor writes what must change. True if it wrote.
-    pub fn plan(&mut self) -> bool {
+    /// The monitor writes what must change. Returns that in words.
+    pub fn plan(&mut self) -> Vec<String> {
         self.mirror();
         let plan = mon_core::plan(&self.map, &self.liveness.running(&self.map), &usable(&self.map, &BTreeSet::new()));
         for change in &plan.changes {
@@ -104,7 +104,12 @@ impl Control {
                 }
             }
         }
-        !plan.changes.is_empty()
+        let words = |change: &mon_core::PgChange| {
+            let acting: Vec<u32> = change.map.acting.iter().map(|m| m.map_or(0, |m| m.osd.0)).collect();
+            let PgMap { epoch, primary, target, .. } = &change.map;
+            format!("pg {} epoch {epoch}: {acting:?} led by {primary}, target {target:?}", change.pg)
+        };
+        plan.changes.iter().map(words).collect()
     }
 
     /// Whether all data is where it should be.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use blockstore::{Durability, FormatOptions, Store, StoreConfig};
 use cluster_client::{Client, ClientOptions, ImageId, ImageOptions};
 use cluster_proto::layout::LayerRef;
+use cluster_proto::map::Member;
 use cluster_proto::{ClientId, Incarnation, LayerId, OsdId, PoolId};
 use osd_core::{Osd, OsdOptions};
 
@@ -45,6 +46,8 @@ pub struct OsdRun {
     pub incarnation: Incarnation,
     /// Changes of the state that the core was told.
     pub told: usize,
+    /// Whom it cannot reach, as it last said.
+    pub suspects: Vec<Member>,
     /// Device operations under way.
     pub device_ops: u32,
 }
@@ -82,6 +85,7 @@ impl OsdNode {
             core: None,
             incarnation: Incarnation((rng.bits() >> 1) | 1),
             told: 0,
+            suspects: Vec::new(),
             device_ops: 0,
         });
     }

@@ -109,17 +109,18 @@ impl World {
         self.state_changed();
     }
 
-    /// An OSD's report of others arrives.
-    pub(crate) fn suspect(&mut self, osd: usize, life: u32, suspects: Vec<Member>) {
+    /// An OSD's latest report of others arrives.
+    pub(crate) fn suspect(&mut self, osd: usize, life: u32) {
         if self.osds[osd].life != life {
             return;
         }
         if let Some(delay) = self.postponed_for(osd) {
-            return self.after(delay, Event::Suspect { osd, life, suspects });
+            return self.after(delay, Event::Suspect { osd, life });
         }
         let Some(run) = &self.osds[osd].run else { return };
         let key = keys::suspicion(OsdId(osd as u32 + 1));
-        let incarnation = run.incarnation;
+        let (incarnation, suspects) = (run.incarnation, run.suspects.clone());
+        self.note(|| format!("osd {} cannot reach {suspects:?}", osd + 1));
         match suspects.is_empty() {
             true => self.control.delete(&key),
             false => self.control.put(&key, json(&Suspicion { incarnation, suspects })),
@@ -162,8 +163,11 @@ impl World {
         for (run, _) in self.control.liveness.poll(now) {
             self.probe(run);
         }
-        if self.control.plan() {
-            self.note(|| "monitor changes the map".into());
+        let changes = self.control.plan();
+        for change in &changes {
+            self.note(|| format!("monitor: {change}"));
+        }
+        if !changes.is_empty() {
             self.state_changed();
         }
         if let Some(at) = self.control.liveness.poll_timeout(now) {

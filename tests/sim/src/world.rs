@@ -46,7 +46,7 @@ pub(crate) enum Event {
     /// The answer: whether it was there.
     Registered { osd: usize, life: u32, asked: u64, found: bool },
     /// An OSD's report of others reaches the state store.
-    Suspect { osd: usize, life: u32, suspects: Vec<Member> },
+    Suspect { osd: usize, life: u32 },
     /// The monitor's probe of an OSD ends.
     Probed { run: Member, found: Probe },
     /// An OSD's lease runs out.
@@ -314,7 +314,7 @@ impl World {
             Event::State { node, life } => self.hear_state(node, life),
             Event::Register { osd, life, asked } => self.register(osd, life, asked),
             Event::Registered { osd, life, asked, found } => self.registered_answer(osd, life, asked, found),
-            Event::Suspect { osd, life, suspects } => self.suspect(osd, life, suspects),
+            Event::Suspect { osd, life } => self.suspect(osd, life),
             Event::Probed { run, found } => self.probed(run, found),
             Event::Lapse { osd, incarnation } => self.lapse(osd, incarnation),
             Event::Activate { osd, life, pg, record } => self.activate(osd, life, pg, record),
@@ -470,7 +470,10 @@ impl World {
             }
             OsdOutput::Suspect(suspects) => {
                 let delay = self.rng.range(100, 10_000);
-                self.after(delay, Event::Suspect { osd, life, suspects });
+                if let Some(run) = &mut self.osds[osd].run {
+                    run.suspects = suspects;
+                }
+                self.after(delay, Event::Suspect { osd, life });
             }
             OsdOutput::Notice(text) => self.note(|| format!("osd {}: {text}", osd + 1)),
         }

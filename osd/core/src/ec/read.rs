@@ -181,8 +181,7 @@ impl Osd {
         }
         let shards = pg.enough_shards(&object, &but);
         let Some(shards) = shards else {
-            self.notice(format!("object {object}: too many shards are damaged in sectors {bad:?}"));
-            return self.finish(id, Status::Corrupt, Version::NONE, ReplyBody::Empty);
+            return self.damaged_everywhere(id, object, bad);
         };
         let (target, target_peer, rows) = match ec.purpose {
             Purpose::Repair { part: first, peer } => (first, peer, ec.rows),

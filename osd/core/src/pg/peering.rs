@@ -302,10 +302,11 @@ impl Osd {
             past.iter().all(|interval| interval.is_covered(needed, has))
         };
         // Those who serve the PG know everything: nobody else need be asked.
-        let asked = if covers(acting) { acting } else { answered };
+        let enough = covers(acting);
+        let asked = if enough { acting } else { answered };
         let registered = |number: usize| self.map.osds.contains_key(&pg.peers[number].osd);
         let expected = bits(!answered & ((1u64 << (pg.peers.len() - 1) << 1).wrapping_sub(1))).any(registered);
-        if asked != acting {
+        if !enough {
             querying.incomplete = !covers(asked);
             if querying.incomplete || (expected && !waited) {
                 return;
