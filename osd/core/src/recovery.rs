@@ -116,7 +116,8 @@ impl Pg {
         let Some(missing) = self.missing.get(object) else { return false };
         let Some(last) = past.iter().max_by_key(|interval| interval.epoch) else { return false };
         let older = |peer: usize| missing.shard_at(peer, 0).is_none_or(|shard| shard.version < missing.version);
-        let proves = |osd: &cluster_proto::OsdId| self.peer_of(*osd).is_some_and(older);
+        let listed = |peer: &usize| self.listed >> peer & 1 == 1;
+        let proves = |osd: &cluster_proto::OsdId| self.peer_of(*osd).filter(listed).is_some_and(older);
         last.epoch == missing.version.epoch() && last.complete.iter().any(proves) && !self.is_safe_to_show(object, past)
     }
 }

@@ -95,6 +95,8 @@ pub(crate) struct Pg {
     pub local_mutations: u32,
     /// Objects that not all members of the acting set have at their newest version. As the primary, while active.
     pub missing: BTreeMap<ObjectId, Missing>,
+    /// Peers whose objects were looked at in this round.
+    pub listed: PeerMask,
     /// Where background recovery goes on.
     pub cursor: Option<ObjectId>,
     /// When to try failed recoveries again.
@@ -133,6 +135,7 @@ impl Pg {
             locks: Locks::default(),
             local_mutations: 0,
             missing: BTreeMap::new(),
+            listed: 0,
             cursor: None,
             retry_at: 0,
             recoveries: 0,

@@ -318,6 +318,7 @@ impl Osd {
             .filter_map(|number| querying.digests[number].as_ref())
             .fold(Buckets::default(), |set, other| set.union(Buckets::differing(&own, other)));
         pg.missing.clear();
+        pg.listed = asked;
         let staged = if pg.is_coded() { shard.staged(id) } else { Vec::new() };
         if buckets.is_empty() {
             self.keep_staged(id, &staged);
