@@ -15,7 +15,7 @@ use crate::device::{DeviceError, DeviceOp};
 use crate::extent::{Run, Runs};
 use crate::format::log::{Change, Kind, Lsn};
 use crate::geometry::BLOCK;
-use crate::index::{Index, Undo, partition_of};
+use crate::index::{Effect, Index, Undo, partition_of};
 use crate::log::append::{BlockWrite, Place};
 use crate::open::OpenError;
 use crate::requests::Requests;
@@ -176,7 +176,7 @@ impl Commit {
 }
 
 /// Executes an entry on the memory state; the only place that does, in operation and in replay.
-pub(crate) fn execute(index: &mut Index, lsn: Lsn, change: &Change) -> crate::index::Effect {
+pub(crate) fn execute(index: &mut Index, lsn: Lsn, change: &Change) -> Effect {
     debug_assert!(lsn > Lsn(0));
     index.apply(change)
 }
@@ -288,9 +288,9 @@ impl Store {
         self.commit.resolutions.retain(|&(_, m)| m > durable);
     }
 
-    fn execute_pending(&mut self, pending: Pending) {
+    fn execute_pending(&mut self, mut pending: Pending) {
         let lsn = self.commit.durable;
-        let mut freed = pending.abandoned;
+        let mut freed = std::mem::take(&mut pending.abandoned);
         let mut outcome = ShardOutcome::Done;
         self.reserved.sectors -= freed.iter().map(|r| u64::from(r.count)).sum::<u64>();
         if pending.cancelled {
@@ -301,7 +301,7 @@ impl Store {
             if !pending.change.kind.is_about_entry() {
                 self.reserved.sectors -= sectors;
             }
-            let effect = execute(&mut self.index, lsn, &pending.change);
+            let effect = self.execute_promised(lsn, &pending);
             execute_requests(&mut self.requests, lsn, &pending.change);
             freed.extend(effect.freed);
             if effect.refused {
@@ -316,6 +316,16 @@ impl Store {
         if let Some(tag) = pending.tag {
             self.finish(tag, outcome);
         }
+    }
+
+    /// Executes an entry; it must not take more than was promised to it.
+    fn execute_promised(&mut self, lsn: Lsn, pending: &Pending) -> Effect {
+        let partition = partition_of(&pending.change.object, self.geometry.partitions);
+        let (sectors, bytes) = (self.index.sector_count(), self.index.partition_bytes(partition));
+        let effect = execute(&mut self.index, lsn, &pending.change);
+        debug_assert!(self.index.sector_count() <= sectors + u64::from(pending.promise.growth));
+        debug_assert!(self.index.partition_bytes(partition) <= bytes + pending.promise.metadata);
+        effect
     }
 
     fn forget_newest(&mut self, change: &Change) {

@@ -65,8 +65,8 @@ impl Reserved {
 /// What was promised to one pending mutation, apart from its sectors.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Promise {
-    growth: u32,
-    metadata: u64,
+    pub growth: u32,
+    pub metadata: u64,
     is_new_object: bool,
     is_staged: bool,
 }
