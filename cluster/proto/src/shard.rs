@@ -426,9 +426,9 @@ pub trait ShardIndex {
     /// Tombstones of a PG of a declared pool, ascending.
     fn tombstones(&self, pg: PgId) -> Vec<ObjectHead>;
     /// Heads of the objects of a PG of a declared pool whose newest change is staged, ascending.
-    fn staged(&self, pg: PgId) -> Vec<ObjectHead> {
-        self.list(pg, &Buckets::ALL).into_iter().filter(|head| head.staged_over.is_some()).collect()
-    }
+    fn staged(&self, pg: PgId) -> Vec<ObjectHead>;
+    /// Which parts of objects of a PG of a declared pool are here, as a bit mask.
+    fn parts(&self, pg: PgId) -> u32;
     /// Space of the store.
     fn space(&self) -> Space;
 }

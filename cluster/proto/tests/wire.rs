@@ -114,6 +114,7 @@ fn samples() -> Vec<Message> {
             digests: Box::new(std::array::from_fn(|i| i as u64)),
             free_bytes: 5,
             lease_ms: 9,
+            parts: 6,
         }),
         Message::Deposed(Deposed { pg, epoch: Epoch(5) }),
         Message::PeerList(PeerList { query, buckets: Buckets([1, 2, 3, 4]) }),

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::hash::BuildHasherDefault;
 
-use cluster_proto::limits::DIGEST_BUCKETS;
+use cluster_proto::limits::{DIGEST_BUCKETS, SHARDS_MAX};
 use cluster_proto::shard::{Digests, ObjectHead, digest_bucket, digest_hash};
 use cluster_proto::{ObjectId, PgId, PoolId};
 
@@ -13,9 +13,22 @@ use crate::index::{Key, Mixer};
 /// Memory of one place in a set of tombstones. Bytes.
 const PLACE_BYTES: u64 = size_of::<Key>() as u64 + 1;
 
+/// One of the sets of keys of a PG.
+type Set = fn(&mut PgSummary) -> &mut HashSet<Key, BuildHasherDefault<Mixer>>;
+
 struct PgSummary {
     digests: Digests,
     tombstones: HashSet<Key, BuildHasherDefault<Mixer>>,
+    staged: HashSet<Key, BuildHasherDefault<Mixer>>,
+    /// Objects by their part.
+    parts: [u32; SHARDS_MAX],
+}
+
+impl PgSummary {
+    fn empty() -> Box<Self> {
+        let (tombstones, staged) = (HashSet::default(), HashSet::default());
+        Box::new(PgSummary { digests: [0; DIGEST_BUCKETS], tombstones, staged, parts: [0; SHARDS_MAX] })
+    }
 }
 
 struct PoolDigests {
@@ -44,15 +57,18 @@ impl DigestTable {
     /// Takes the old head of an object out of its digest and the new one in. `key` is the object's.
     pub fn replace(&mut self, object: &ObjectId, key: Key, old: Option<&ObjectHead>, new: Option<&ObjectHead>) {
         let Some(pool) = self.pools.get_mut(&object.pool) else { return };
-        let empty = || Box::new(PgSummary { digests: [0; DIGEST_BUCKETS], tombstones: HashSet::default() });
-        let own = pool.pgs.entry(object.pg(pool.pg_count).index).or_insert_with(empty);
+        let own = pool.pgs.entry(object.pg(pool.pg_count).index).or_insert_with(PgSummary::empty);
         let bucket = &mut own.digests[digest_bucket(object)];
         *bucket = bucket.wrapping_sub(old.map_or(0, digest_hash)).wrapping_add(new.map_or(0, digest_hash));
-        match (old.is_some_and(|h| h.deleted), new.is_some_and(|h| h.deleted)) {
-            (false, true) => _ = own.tombstones.insert(key),
-            (true, false) => _ = own.tombstones.remove(&key),
+        let of_part = &mut own.parts[usize::from(object.part)];
+        *of_part = *of_part + u32::from(new.is_some()) - u32::from(old.is_some());
+        let mut follow = |set: Set, is: fn(&ObjectHead) -> bool| match (old.is_some_and(is), new.is_some_and(is)) {
+            (false, true) => _ = set(own).insert(key),
+            (true, false) => _ = set(own).remove(&key),
             _ => {}
-        }
+        };
+        follow(|own| &mut own.tombstones, |head| head.deleted);
+        follow(|own| &mut own.staged, |head| head.staged_over.is_some());
     }
 
     fn pg(&self, pg: PgId) -> Option<&PgSummary> {
@@ -69,9 +85,20 @@ impl DigestTable {
         self.pg(pg).into_iter().flat_map(|own| own.tombstones.iter().copied())
     }
 
+    /// Keys of a PG's objects whose newest change is staged, in no particular order.
+    pub fn staged(&self, pg: PgId) -> impl Iterator<Item = Key> {
+        self.pg(pg).into_iter().flat_map(|own| own.staged.iter().copied())
+    }
+
+    /// Which parts of objects a PG has here, as a bit mask.
+    pub fn parts(&self, pg: PgId) -> u32 {
+        let counts = self.pg(pg).into_iter().flat_map(|own| own.parts.iter().enumerate());
+        counts.filter(|(_, count)| **count > 0).fold(0, |mask, (part, _)| mask | 1 << part)
+    }
+
     /// Bytes of memory.
     pub fn memory_bytes(&self) -> u64 {
         let pgs = self.pools.values().flat_map(|p| p.pgs.values());
-        pgs.map(|own| size_of::<PgSummary>() as u64 + own.tombstones.capacity() as u64 * PLACE_BYTES).sum()
+        pgs.map(|own| size_of::<PgSummary>() as u64 + (own.tombstones.capacity() + own.staged.capacity()) as u64 * PLACE_BYTES).sum()
     }
 }

@@ -50,6 +50,14 @@ impl ShardIndex for Store {
         self.index.tombstones(pg)
     }
 
+    fn staged(&self, pg: PgId) -> Vec<ObjectHead> {
+        self.index.staged(pg)
+    }
+
+    fn parts(&self, pg: PgId) -> u32 {
+        self.index.digests().parts(pg)
+    }
+
     fn space(&self) -> Space {
         let sectors = self.geometry.data_sectors;
         Space {

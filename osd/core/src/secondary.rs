@@ -99,7 +99,8 @@ impl Osd {
         let space = shard.space();
         let free_bytes = space.total.saturating_sub(space.used);
         self.links.grant(held.link, now);
-        self.send(held.link, Message::PeerInfo(PeerInfo { query: held.query, digests, free_bytes, lease_ms }));
+        let info = PeerInfo { query: held.query, digests, free_bytes, lease_ms, parts: shard.parts(pg_id) };
+        self.send(held.link, Message::PeerInfo(info));
     }
 
     pub(crate) fn handle_list(&mut self, shard: &mut dyn ShardIndex, link: LinkId, list: &PeerList) {

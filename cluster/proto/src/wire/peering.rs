@@ -32,6 +32,8 @@ pub struct PeerInfo {
     pub free_bytes: u64,
     /// For so long another primary may yet believe to hold a read lease from this member. Milliseconds.
     pub lease_ms: u32,
+    /// Which parts of objects the member holds, as a bit mask. The digests do not tell them apart.
+    pub parts: u32,
 }
 
 /// Asks for the heads in some buckets.
@@ -129,7 +131,7 @@ impl PeerQuery {
 
 impl PeerInfo {
     pub(super) fn put(&self, out: &mut Vec<u8>) {
-        let raw = RawQuery { free_bytes: self.free_bytes.into(), count: self.lease_ms.into(), ..self.query.raw() };
+        let raw = RawQuery { free_bytes: self.free_bytes.into(), count: self.lease_ms.into(), more: self.parts.into(), ..self.query.raw() };
         put(out, &raw);
         for digest in self.digests.iter() {
             put(out, &U64::new(*digest));
@@ -140,8 +142,8 @@ impl PeerInfo {
         let raw: &RawQuery = r.take("peer info")?;
         let list = r.list::<U64>(DIGEST_BUCKETS as u32, DIGEST_BUCKETS, "digests")?;
         let digests = Box::new(std::array::from_fn(|i| list[i].get()));
-        let (free_bytes, lease_ms) = (raw.free_bytes.get(), raw.count.get());
-        Ok(PeerInfo { query: PeerQuery::of(raw), digests, free_bytes, lease_ms })
+        let (free_bytes, lease_ms, parts) = (raw.free_bytes.get(), raw.count.get(), raw.more.get());
+        Ok(PeerInfo { query: PeerQuery::of(raw), digests, free_bytes, lease_ms, parts })
     }
 }
 

@@ -115,7 +115,16 @@ impl Index {
 
     /// Tombstones of a PG, ascending.
     pub fn tombstones(&self, pg: PgId) -> Vec<ObjectHead> {
-        let places = self.digests.tombstones(pg).map(|key| {
+        self.heads_of(self.digests.tombstones(pg))
+    }
+
+    /// Objects of a PG whose newest change is staged, ascending.
+    pub fn staged(&self, pg: PgId) -> Vec<ObjectHead> {
+        self.heads_of(self.digests.staged(pg))
+    }
+
+    fn heads_of(&self, keys: impl Iterator<Item = Key>) -> Vec<ObjectHead> {
+        let places = keys.map(|key| {
             let object = self.layers[key.layer as usize].own.object(key.index);
             Place { partition: self.partition_of(&object), key }
         });

@@ -61,6 +61,8 @@ impl State {
 pub(crate) struct Querying {
     asked: PeerMask,
     digests: Vec<Option<Box<Digests>>>,
+    /// Which parts of objects each peer holds.
+    parts: Vec<u32>,
     /// For so long a former primary may hold leases, as far as we heard.
     lease_ms: u64,
     /// Too few former members answered to know what was acknowledged.
@@ -260,7 +262,9 @@ impl Osd {
         }
         let mut digests: Vec<_> = pg.peers.iter().map(|_| None).collect();
         digests[pg.own] = Some(Box::new(shard.digests(id)));
-        pg.state = State::Querying(Querying { asked: 1 << pg.own, digests, lease_ms, incomplete: false });
+        let mut parts = vec![0; pg.peers.len()];
+        parts[pg.own] = shard.parts(id);
+        pg.state = State::Querying(Querying { asked: 1 << pg.own, digests, parts, lease_ms, incomplete: false });
         self.ask_peers(id);
         self.compare_digests(now, shard, id);
     }
@@ -281,6 +285,7 @@ impl Osd {
         let Some(number) = pg.peer_of(osd) else { return };
         if let State::Querying(querying) = &mut pg.state {
             querying.digests[number] = Some(info.digests);
+            querying.parts[number] = info.parts;
             querying.lease_ms = querying.lease_ms.max(info.lease_ms.into());
             self.compare_digests(now, shard, info.query.pg);
         }
@@ -291,7 +296,7 @@ impl Osd {
         let past = self.past_intervals(id);
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         let (acting, waited) = (pg.acting(), now >= pg.round_begun + FORMER_WAIT_MS);
-        let needed = pg.scheme.copies_needed();
+        let (needed, coded) = (pg.scheme.copies_needed(), pg.is_coded());
         let State::Querying(querying) = &mut pg.state else { return };
         let answered = querying.digests.iter().enumerate().fold(0, |mask, (n, d)| mask | u64::from(d.is_some()) << n);
         if acting & !answered != 0 {
@@ -317,9 +322,15 @@ impl Osd {
         let buckets = bits(asked)
             .filter_map(|number| querying.digests[number].as_ref())
             .fold(Buckets::default(), |set, other| set.union(Buckets::differing(&own, other)));
+        // Digests are those of whole objects: they tell nothing of one who holds other parts than it should.
+        let fits = |number: usize| match pg.peers[number].shard {
+            Some(shard) => querying.parts[number] & !(1 << shard) == 0,
+            None => querying.parts[number].count_ones() <= 1,
+        };
+        let buckets = if coded && !bits(asked).all(fits) { Buckets::ALL } else { buckets };
         pg.missing.clear();
         pg.listed = asked;
-        let staged = if pg.is_coded() { shard.staged(id) } else { Vec::new() };
+        let staged = if coded { shard.staged(id) } else { Vec::new() };
         if buckets.is_empty() {
             self.keep_staged(id, &staged);
             return self.enter_leasing(now, shard, id, lease_until);
