@@ -112,10 +112,11 @@ impl Pg {
     }
 
     /// Whether a version that cannot be read was never acknowledged nor shown: a member that must have it, if it was, does not.
-    fn is_unacknowledged(&self, object: &ObjectId, past: &[cluster_proto::map::Interval]) -> bool {
+    pub fn is_unacknowledged(&self, object: &ObjectId, past: &[cluster_proto::map::Interval]) -> bool {
         let Some(missing) = self.missing.get(object) else { return false };
         let Some(last) = past.iter().max_by_key(|interval| interval.epoch) else { return false };
-        let older = |peer: usize| missing.shard_at(peer, 0).is_none_or(|shard| shard.version < missing.version);
+        let newer = |s: &crate::pg::Shard| s.version >= missing.version;
+        let older = |peer: usize| !missing.shards.iter().any(|s| usize::from(s.peer) == peer && newer(s));
         let listed = |peer: &usize| self.listed >> peer & 1 == 1;
         let proves = |osd: &cluster_proto::OsdId| self.peer_of(*osd).filter(listed).is_some_and(older);
         last.epoch == missing.version.epoch() && last.complete.iter().any(proves) && !self.is_safe_to_show(object, past)

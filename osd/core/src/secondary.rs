@@ -67,12 +67,11 @@ impl Osd {
         let map = self.map.pgs.get(&query.pg).filter(|_| self.map.pools.contains_key(&query.pg.pool));
         let known = map.is_some_and(|map| map.epoch >= query.epoch);
         if !known {
-            self.early_queries.insert(query.pg, held);
-            return;
+            return self.hold_query(held);
         }
         if !self.pgs.contains_key(&query.pg) {
             // We are not a member, but may have old copies.
-            self.early_queries.insert(query.pg, held);
+            self.hold_query(held);
             return self.pg_update(now, shard, query.pg);
         }
         let Some(pg) = self.pgs.get_mut(&query.pg) else { return };
@@ -81,6 +80,15 @@ impl Osd {
         if query.epoch == pg.epoch() && pg.map().primary() == Some(from) && is_new {
             pg.join_round(held);
             self.answer_query(now, shard, query.pg);
+        }
+    }
+
+    /// Keeps the latest query of a PG until we know as much as its sender.
+    fn hold_query(&mut self, held: HeldQuery) {
+        let latest = |query: &PeerQuery| (query.epoch, query.round);
+        let before = self.early_queries.entry(held.query.pg).or_insert(held);
+        if latest(&held.query) >= latest(&before.query) {
+            *before = held;
         }
     }
 

@@ -90,8 +90,7 @@ impl Osd {
             pg.enough_shards(&object, &but)
         };
         let Some(shards) = shards else {
-            self.notice(format!("object {object}: too few shards can be read"));
-            return self.recovery_failed(shard, id);
+            return self.ec_undo_or_fail(shard, id);
         };
         if let Some(recovery) = self.recovery_mut(id) {
             recovery.stage = Stage::Gathering { asked: shards.clone() };
@@ -100,6 +99,26 @@ impl Osd {
         for (part, peer) in shards {
             self.send_to_peer(shard, id, peer, ShardOp::Fetch { object: object.shard(part) });
         }
+    }
+
+    /// Too few shards of the version that counts can be read. If it was never acknowledged nor shown, and can be taken back, the one
+    /// before counts.
+    fn ec_undo_or_fail(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        let Some(pg_id) = self.ops.get_mut(id).map(|op| op.pg) else { return };
+        let past = self.past_intervals(pg_id);
+        let Some((pg, object)) = self.recovery_of(id) else { return };
+        let peers = pg.peers().to_vec();
+        let (needed, allowed) = (pg.scheme.copies_needed(), pg.is_unacknowledged(&object, &past));
+        let undone = allowed && pg.missing.get_mut(&object).is_some_and(|missing| missing.undo_staged(&peers, needed));
+        if !undone {
+            self.notice(format!("object {object}: too few shards can be read"));
+            return self.recovery_failed(shard, id);
+        }
+        self.notice(format!("object {object}: an unacknowledged change is damaged and is taken back"));
+        if let Some(recovery) = self.recovery_mut(id) {
+            recovery.tried = 0;
+        }
+        self.ec_recovery_start(shard, id);
     }
 
     pub(crate) fn ec_gathered(

@@ -98,6 +98,27 @@ impl Missing {
         stale
     }
 
+    /// The version before the one that counts takes its place, if all shards of this one can be taken back to what makes up that.
+    pub fn undo_staged(&mut self, peers: &[Peer], needed: usize) -> bool {
+        let newest = self.version;
+        let of_newest = |shard: &&Shard| shard.version == newest;
+        if self.deleted || self.shards.iter().filter(of_newest).any(|shard| shard.staged_over.is_none()) {
+            return false;
+        }
+        let before = self.shards.iter().map(|shard| match shard.staged_over {
+            Some(version) if shard.version == newest => Shard { version, staged_over: None, ..*shard },
+            _ => *shard,
+        });
+        let before: SmallVec<[Shard; 4]> = before.filter(|shard| shard.version != Version::NONE).collect();
+        let (version, deleted, found) = newest_whole(&before, needed);
+        if !found || version >= newest {
+            return false;
+        }
+        (self.version, self.deleted) = (version, deleted);
+        self.stale = self.find_stale(peers, true);
+        true
+    }
+
     /// Peers that have the version that counts, whatever part of it.
     pub fn holders(&self) -> PeerMask {
         let has = self.shards.iter().filter(|shard| shard.version == self.version);
@@ -148,6 +169,9 @@ fn newest_whole(shards: &[Shard], needed: usize) -> (Version, bool, bool) {
         if parts.len() >= needed {
             return (version, false, true);
         }
+    }
+    if shards.is_empty() {
+        return (Version::NONE, false, true);
     }
     // Nothing was ever completed: every shard can go back to "does not exist".
     if shards.iter().all(|shard| shard.staged_over == Some(Version::NONE)) {
