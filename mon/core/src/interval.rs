@@ -103,7 +103,8 @@ pub(crate) fn primary(
     if record.is_none() {
         return preferred.or(acting.first().map(|member| member.osd));
     }
-    let keeps = leads.filter(|osd| knows.contains(osd));
+    let stays = present.is_some_and(|present| present.members().all(|(_, m)| acting.contains(&m)) && present.members().count() == acting.len());
+    let keeps = leads.filter(|osd| stays || knows.contains(osd));
     let wishes = preferred.filter(|osd| knows.contains(osd));
     let best = if clean { wishes.or(keeps) } else { keeps.or(wishes) };
     let served = record.into_iter().flat_map(|r| r.interval().osds().collect::<Vec<_>>()).find(|osd| serves(osd));
@@ -204,6 +205,10 @@ mod tests {
         assert_eq!(primary(Some(&degraded), Some(&present), &acting, Some(OsdId(3))), Some(OsdId(3)), "clean: may move");
         let recovering = record(5, &[2, 3], &[2]);
         assert_eq!(primary(Some(&recovering), Some(&present), &acting, Some(OsdId(3))), Some(OsdId(2)));
+        let incomplete = record(5, &[2, 3], &[3]);
+        let same = members(&[(2, 1), (3, 1)]);
+        assert_eq!(primary(Some(&incomplete), Some(&present), &same, None), Some(OsdId(2)), "it catches up");
+        assert_eq!(primary(Some(&incomplete), Some(&present), &acting, None), Some(OsdId(3)));
         assert_eq!(primary(None, None, &acting, Some(OsdId(3))), Some(OsdId(3)));
     }
 

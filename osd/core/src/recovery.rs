@@ -7,11 +7,12 @@
 
 use buffer::Buffer;
 use cluster_proto::crc::Crcs;
-use cluster_proto::ids::{ObjectId, PgId, Version};
+use cluster_proto::ids::{ObjectId, OsdId, PgId, Version};
 use cluster_proto::layout::SectorRange;
 use cluster_proto::limits::{SECTORS_PER_OBJECT_MAX, WIRE_REQUESTS_MAX};
 use cluster_proto::link::Millis;
 use cluster_proto::locks::{Access, Hold};
+use cluster_proto::map::Interval;
 use cluster_proto::shard::{AppliedRequest, ObjectContent, ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::status::Status;
 
@@ -95,7 +96,7 @@ impl Pg {
 
     /// Whether a version of an object may be shown to clients before all members have it: it will be found again, whoever peers
     /// next.
-    pub fn is_safe_to_show(&self, object: &ObjectId, past: &[cluster_proto::map::Interval]) -> bool {
+    pub fn is_safe_to_show(&self, object: &ObjectId, past: &[Interval]) -> bool {
         let Some(missing) = self.missing.get(object) else { return true };
         if missing.is_unfound {
             return false;
@@ -111,15 +112,27 @@ impl Pg {
         })
     }
 
-    /// Whether a version that cannot be read was never acknowledged nor shown: a member that must have it, if it was, does not.
-    pub fn is_unacknowledged(&self, object: &ObjectId, past: &[cluster_proto::map::Interval]) -> bool {
+    /// Whether a version that cannot be read was never acknowledged nor shown. In every past interval so many of its members, or one of
+    /// those who had everything, were seen without it in this round that it cannot have counted there.
+    pub fn is_unacknowledged(&self, object: &ObjectId, past: &[Interval]) -> bool {
         let Some(missing) = self.missing.get(object) else { return false };
-        let Some(last) = past.iter().max_by_key(|interval| interval.epoch) else { return false };
         let newer = |s: &crate::pg::Shard| s.version >= missing.version;
-        let older = |peer: usize| !missing.shards.iter().any(|s| usize::from(s.peer) == peer && newer(s));
-        let listed = |peer: &usize| self.listed >> peer & 1 == 1;
-        let proves = |osd: &cluster_proto::OsdId| self.peer_of(*osd).filter(listed).is_some_and(older);
-        last.epoch == missing.version.epoch() && last.complete.iter().any(proves) && !self.is_safe_to_show(object, past)
+        let lacks = |osd: &OsdId| {
+            let Some(peer) = self.peer_of(*osd).filter(|peer| self.listed >> peer & 1 == 1) else { return false };
+            !missing.shards.iter().any(|s| usize::from(s.peer) == peer && newer(s))
+        };
+        let did_not_count = |interval: &Interval| {
+            let lacking = interval.osds().filter(lacks).count();
+            interval.complete.iter().any(lacks) || interval.osds().count() - lacking < usize::from(interval.min_size)
+        };
+        let known = past.iter().any(|interval| interval.epoch == missing.version.epoch());
+        known && past.iter().all(did_not_count) && !self.is_safe_to_show(object, past)
+    }
+
+    /// Below `min_size`: whether a version can be shown, because everybody had it when the last interval that accepted changes began.
+    pub fn is_settled(&self, version: Version, past: &[Interval]) -> bool {
+        let Some(last) = past.iter().max_by_key(|interval| interval.epoch) else { return version == Version::NONE };
+        version.epoch() < last.epoch && last.osds().all(|osd| last.complete.contains(&osd))
     }
 }
 

@@ -7,7 +7,7 @@
 //! known by (client, number) as long as it is held, so that a copy that arrives on a new connection only redirects the
 //! answer.
 
-use cluster_proto::ids::ClientId;
+use cluster_proto::ids::{ClientId, ObjectId};
 use cluster_proto::layout::SectorRange;
 use cluster_proto::limits::{CLIENT_WINDOW, OSD_REQUEST_BYTES_MAX, OSD_REQUESTS_MAX};
 use cluster_proto::link::{LinkId, Millis};
@@ -144,7 +144,7 @@ impl Osd {
 
     /// The PG is active and no overlapping request is before this one.
     pub(crate) fn start(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
-        if self.waits_for_recovery(id) {
+        if self.waits_for_recovery(shard, id) {
             return;
         }
         let Some(op) = self.ops.client_mut(id) else { return };
@@ -186,22 +186,43 @@ impl Osd {
         self.finish(id, Status::Ok, head.map_or(Version::NONE, |head| head.version), ReplyBody::Allocation(runs));
     }
 
+    /// Below `min_size`, lets a read wait of what may not have been acknowledged: it might not be found again.
+    fn waits_for_quorum(&mut self, shard: &dyn ShardIndex, id: OpId, pg_id: PgId, object: ObjectId) -> bool {
+        let past = self.past_intervals(pg_id);
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return false };
+        let version = shard.head(&pg.name_at(object, pg.own())).map_or(Version::NONE, |head| head.version);
+        if !pg.missing.contains_key(&object) && pg.is_settled(version, &past) {
+            return false;
+        }
+        let Some(client_op) = self.ops.client_mut(id) else { return false };
+        if hold_of(client_op, id).is_some() {
+            self.ready.extend(pg.locks.release(object, id));
+        }
+        (client_op.stage, client_op.exclusive, client_op.ec) = (Stage::Waiting, false, None);
+        pg.waiting.push_back(id);
+        true
+    }
+
     /// Lets a change wait whose object must be copied to members first. It gives up what it holds meanwhile.
-    fn waits_for_recovery(&mut self, id: OpId) -> bool {
+    fn waits_for_recovery(&mut self, shard: &dyn ShardIndex, id: OpId) -> bool {
         let Some(op) = self.ops.get_mut(id) else { return false };
         let pg_id = op.pg;
         let object = match &op.kind {
             Kind::Client(client_op) if client_op.request.op.sectors().is_some() => client_op.request.object,
             _ => return false,
         };
-        if self.pgs.get(&pg_id).is_none_or(|pg| !pg.missing.contains_key(&object)) {
+        let Some(pg) = self.pgs.get(&pg_id) else { return false };
+        if !pg.is_writable() {
+            return self.waits_for_quorum(shard, id, pg_id, object);
+        }
+        if !pg.missing.contains_key(&object) {
             return false;
         }
         let past = self.past_intervals(pg_id);
         let (Some(pg), Some(op)) = (self.pgs.get_mut(&pg_id), self.ops.get_mut(id)) else { return false };
         let Kind::Client(client_op) = &mut op.kind else { return false };
         let changes = client_op.request.op.is_mutation() && pg.needs_recovery(&object);
-        let hidden = !pg.is_writable() || !pg.is_safe_to_show(&object, &past);
+        let hidden = !pg.is_safe_to_show(&object, &past);
         if !(changes || hidden || client_op.exclusive) {
             return false;
         }

@@ -242,7 +242,8 @@ impl Osd {
     /// An OSD introduced itself: ask it into the rounds that wait for it.
     pub(crate) fn peer_ready(&mut self, now: Millis, shard: &mut dyn ShardIndex, osd: OsdId) {
         for id in self.pgs_led_with(osd) {
-            let has_unfound = self.pgs[&id].is_active() && self.pgs[&id].missing.values().any(|m| m.is_unfound);
+            let has_unfound =
+                self.pgs[&id].is_active() && self.pgs[&id].missing.values().any(|m| m.is_unfound || m.failed);
             if has_unfound {
                 // Perhaps it has what we miss.
                 self.begin_round(now, shard, id);
@@ -306,22 +307,25 @@ impl Osd {
             let has = |osd| pg.peers.iter().position(|p| p.osd == osd).is_some_and(|n| mask >> n & 1 == 1);
             past.iter().all(|interval| interval.is_covered(needed, has))
         };
-        // Those who serve the PG know everything: nobody else need be asked.
-        let enough = covers(acting);
+        let own = querying.digests[pg.own].clone().unwrap_or_else(|| Box::new([0; 256]));
+        let differing = |mask: PeerMask| {
+            let digests = bits(mask).filter_map(|number| querying.digests[number].as_ref());
+            digests.fold(Buckets::default(), |set, other| set.union(Buckets::differing(&own, other)))
+        };
+        // Those who serve the PG know everything, and have it: nobody else need be asked.
+        let enough = covers(acting) && differing(acting).is_empty();
         let asked = if enough { acting } else { answered };
         let registered = |number: usize| self.map.osds.contains_key(&pg.peers[number].osd);
         let expected = bits(!answered & ((1u64 << (pg.peers.len() - 1) << 1).wrapping_sub(1))).any(registered);
         if !enough {
-            querying.incomplete = !covers(asked);
-            if querying.incomplete || (expected && !waited) {
+            let incomplete = !covers(asked);
+            if incomplete || (expected && !waited) {
+                querying.incomplete = incomplete;
                 return;
             }
         }
         let lease_until = now + querying.lease_ms;
-        let own = querying.digests[pg.own].clone().unwrap_or_else(|| Box::new([0; 256]));
-        let buckets = bits(asked)
-            .filter_map(|number| querying.digests[number].as_ref())
-            .fold(Buckets::default(), |set, other| set.union(Buckets::differing(&own, other)));
+        let buckets = differing(asked);
         // Digests are those of whole objects: they tell nothing of one who holds other parts than it should.
         let fits = |number: usize| match pg.peers[number].shard {
             Some(shard) => querying.parts[number] & !(1 << shard) == 0,
