@@ -98,7 +98,7 @@ impl Pg {
     /// next.
     pub fn is_safe_to_show(&self, object: &ObjectId, past: &[Interval]) -> bool {
         let Some(missing) = self.missing.get(object) else { return true };
-        if missing.is_unfound {
+        if missing.is_unfound || self.lets_down(missing) {
             return false;
         }
         if self.holders(object).count_ones() >= self.min_size as u32 {

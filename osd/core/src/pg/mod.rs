@@ -79,6 +79,8 @@ pub(crate) struct Pg {
     record_min: usize,
     /// The record says that all members are complete.
     recorded_complete: bool,
+    /// Members that the record of this interval calls complete, or may. They must not miss anything from then on.
+    promised: PeerMask,
     /// A record is on its way.
     recording: bool,
     /// Our registration was withdrawn: without an activation record we may not serve reads any more.
@@ -126,6 +128,7 @@ impl Pg {
             activated: false,
             record_min: usize::MAX,
             recorded_complete: false,
+            promised: 0,
             recording: false,
             unregistered: false,
             led_by: None,
@@ -224,11 +227,16 @@ impl Pg {
         self.acting() & !stale
     }
 
+    /// Whether a member lacks the object that the record calls complete: it fell back within the interval.
+    pub fn lets_down(&self, missing: &Missing) -> bool {
+        missing.stale & self.promised != 0
+    }
+
     /// Whether an object must be copied before it can be changed: to us, who remember its requests, or to so many that the
     /// change is safe.
     pub fn needs_recovery(&self, object: &ObjectId) -> bool {
         let Some(missing) = self.missing.get(object) else { return false };
-        missing.is_unfound || missing.stale >> self.own & 1 == 1 || self.holders(object).count_ones() < self.min_size as u32
+        self.lets_down(missing) || missing.is_unfound || missing.stale >> self.own & 1 == 1 || self.holders(object).count_ones() < self.min_size as u32
     }
 
     /// Peers that have the newest version of an object: who can be asked for it, ourselves first.

@@ -93,6 +93,7 @@ impl Pg {
         (self.counter, self.activated, self.recorded_complete, self.recording) = (0, false, false, false);
         self.unregistered = false;
         self.record_min = usize::MAX;
+        self.promised = 0;
         self.missing.clear();
         self.commits.clear();
         // As another member we take the rounds of the new primary from the beginning.
@@ -415,6 +416,7 @@ impl Osd {
         let complete = pg.complete_members();
         pg.record_min = pg.record_min.min(pg.min_size);
         pg.recording = true;
+        pg.promised |= complete.iter().filter_map(|osd| pg.peer_of(*osd)).fold(0, |mask, peer| mask | 1 << peer);
         pg.recorded_complete = complete.len() == pg.map.members().count();
         let record = pg.record(complete);
         self.outputs.push_back(Output::Activate { pg: id, record });
