@@ -462,9 +462,9 @@ impl Osd {
         }
     }
 
-    /// Commits staged changes that all members have.
+    /// Commits staged changes that all members have, if these are so many that the changes may be kept for good.
     pub(crate) fn commit_staged(&mut self, shard: &dyn ShardIndex, id: PgId) {
-        let Some(pg) = self.pgs.get_mut(&id) else { return };
+        let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_writable()) else { return };
         for (object, version) in std::mem::take(&mut pg.commits) {
             let Some(members) = self.pgs.get(&id).map(|pg| pg.holders(&object)) else { return };
             self.in_background(shard, id, members, ShardOp::Commit { object, version });
