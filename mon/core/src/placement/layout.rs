@@ -39,6 +39,22 @@ pub(super) struct Layout<'a> {
 /// A step of a path: the OSD gets this seat from the one before it on the path.
 type Step = (Seat, Option<u32>);
 
+/// A search for a path, breadth first.
+struct Search {
+    /// How each OSD was reached.
+    found: Vec<Option<Step>>,
+    /// Reached, and not looked further from.
+    queue: VecDeque<u32>,
+    /// Whether only seats may change hands that are not where they were.
+    moved_only: bool,
+}
+
+impl Search {
+    fn new(osds: usize, moved_only: bool) -> Self {
+        Self { found: vec![None; osds], queue: VecDeque::new(), moved_only }
+    }
+}
+
 impl<'a> Layout<'a> {
     /// Starts with those members of `sets` that may be together; the others' seats are empty. Each set has the pool's width.
     pub fn new(candidates: &'a Candidates, sets: &[Vec<Option<u32>>], quota: Vec<u32>, seed: u64) -> Self {
@@ -180,43 +196,59 @@ impl<'a> Layout<'a> {
         best.is_some()
     }
 
-    /// Fills an empty seat along a path of exchanges.
+    /// Fills an empty seat along a path of exchanges; if it can be, of seats that are moved anyway.
     fn shift(&mut self, seat: Seat) -> bool {
-        let mut found = vec![None; self.candidates.len()];
-        let mut queue = VecDeque::new();
-        for osd in 0..self.candidates.len() as u32 {
-            if self.admits(seat, osd) {
-                found[osd as usize] = Some((seat, None));
-                queue.push_back(osd);
-            }
-        }
-        self.shift_along(found, queue)
-    }
-
-    /// Passes one PG of `osd` on along a path of exchanges.
-    fn shift_any(&mut self, osd: u32) -> bool {
-        let mut found: Vec<Option<Step>> = vec![None; self.candidates.len()];
-        // The start has no step to it; this one only marks it as reached and is never followed.
-        found[osd as usize] = self.seats[osd as usize].first().map(|seat| (*seat, Some(osd)));
-        self.shift_along(found, VecDeque::from([osd]))
-    }
-
-    /// Searches breadth first for an OSD below its quota, and exchanges seats along the way to it.
-    fn shift_along(&mut self, mut found: Vec<Option<Step>>, mut queue: VecDeque<u32>) -> bool {
-        while let Some(at) = queue.pop_front() {
-            if self.has_room(at) && self.follow(&found, at) {
-                return true;
-            }
-            for &seat in &self.seats[at as usize] {
-                for next in 0..self.candidates.len() as u32 {
-                    if found[next as usize].is_none() && self.admits(seat, next) {
-                        found[next as usize] = Some((seat, Some(at)));
-                        queue.push_back(next);
+        [true, false].into_iter().any(|moved_only| {
+            let mut search = Search::new(self.candidates.len(), moved_only);
+            for osd in 0..self.candidates.len() as u32 {
+                if self.admits(seat, osd) {
+                    if self.reach(&mut search, osd, (seat, None)) {
+                        return true;
                     }
                 }
             }
+            self.shift_along(search)
+        })
+    }
+
+    /// Passes one PG of `osd` on along a path of exchanges; if it can be, the others of seats that are moved anyway.
+    fn shift_any(&mut self, osd: u32) -> bool {
+        let seats = self.seats[osd as usize].clone();
+        [true, false].into_iter().any(|moved_only| {
+            let mut search = Search::new(self.candidates.len(), moved_only);
+            // The start has no step to it; this one only marks it as reached and is never followed.
+            search.found[osd as usize] = seats.first().map(|seat| (*seat, Some(osd)));
+            seats.iter().any(|seat| self.look_from(&mut search, osd, *seat)) || self.shift_along(search)
+        })
+    }
+
+    /// Searches breadth first for an OSD below its quota, and exchanges seats along the way to it.
+    fn shift_along(&mut self, mut search: Search) -> bool {
+        while let Some(at) = search.queue.pop_front() {
+            let seats = self.seats[at as usize].clone();
+            let moved = |seat: &Seat| self.original[seat.pg as usize][seat.position as usize] != Some(at);
+            let open: Vec<Seat> = seats.into_iter().filter(|seat| !search.moved_only || moved(seat)).collect();
+            if open.iter().any(|seat| self.look_from(&mut search, at, *seat)) {
+                return true;
+            }
         }
         false
+    }
+
+    /// Who else could have this seat of `at`. True if that ended the search.
+    fn look_from(&mut self, search: &mut Search, at: u32, seat: Seat) -> bool {
+        (0..self.candidates.len() as u32).any(|next| {
+            search.found[next as usize].is_none()
+                && self.admits(seat, next)
+                && self.reach(search, next, (seat, Some(at)))
+        })
+    }
+
+    /// Notes how an OSD is reached. True if it is below its quota and the path to it was taken.
+    fn reach(&mut self, search: &mut Search, osd: u32, step: Step) -> bool {
+        search.found[osd as usize] = Some(step);
+        search.queue.push_back(osd);
+        self.has_room(osd) && self.follow(&search.found, osd)
     }
 
     /// Takes the path that ends at `end`. False, and nothing is changed, if its exchanges get in each other's way.
