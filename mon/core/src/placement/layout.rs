@@ -85,9 +85,10 @@ impl<'a> Layout<'a> {
         self.fill() && self.level()
     }
 
-    /// The sets; every seat is taken after [`Layout::settle`].
+    /// The sets; every seat is taken after [`Layout::settle`]. Who was a member before has the position it had.
     pub fn into_sets(self) -> Vec<Vec<u32>> {
-        self.sets.into_iter().map(|set| set.into_iter().flatten().collect()).collect()
+        let sets = self.sets.into_iter().zip(self.original);
+        sets.map(|(set, original)| seated_as_before(set.into_iter().flatten().collect(), &original)).collect()
     }
 
     fn holder(&self, seat: Seat) -> Option<u32> {
@@ -276,5 +277,28 @@ impl<'a> Layout<'a> {
     fn is_legal(&self, pg: u32) -> bool {
         let set = &self.sets[pg as usize];
         set.iter().flatten().all(|&osd| self.candidates.admits(set, Some(osd), osd))
+    }
+}
+
+/// An OSD that left a seat of a PG may have got another one of the same PG on the way: that would be a shard moved for nothing.
+fn seated_as_before(mut set: Vec<u32>, original: &[Option<u32>]) -> Vec<u32> {
+    for (position, member) in original.iter().enumerate() {
+        if let Some(at) = set.iter().position(|osd| Some(*osd) == *member) {
+            set.swap(position, at);
+        }
+    }
+    set
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_return_to_their_positions() {
+        let original = [Some(13), Some(1), Some(6), Some(8), Some(12)];
+        assert_eq!(seated_as_before(vec![8, 1, 6, 100, 12], &original), [100, 1, 6, 8, 12]);
+        assert_eq!(seated_as_before(vec![8, 13, 1, 6, 9], &original), [13, 1, 6, 8, 9]);
+        assert_eq!(seated_as_before(vec![3, 4], &[None, None]), [3, 4]);
     }
 }
