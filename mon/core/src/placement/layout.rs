@@ -201,14 +201,9 @@ impl<'a> Layout<'a> {
     fn shift(&mut self, seat: Seat) -> bool {
         [true, false].into_iter().any(|moved_only| {
             let mut search = Search::new(self.candidates.len(), moved_only);
-            for osd in 0..self.candidates.len() as u32 {
-                if self.admits(seat, osd) {
-                    if self.reach(&mut search, osd, (seat, None)) {
-                        return true;
-                    }
-                }
-            }
-            self.shift_along(search)
+            (0..self.candidates.len() as u32)
+                .any(|osd| self.admits(seat, osd) && self.reach(&mut search, osd, (seat, None)))
+                || self.shift_along(search)
         })
     }
 
