@@ -16,7 +16,7 @@ pub enum Fullness {
     Roomy,
     /// At least [`ClusterSettings::near_full_ratio`]: add space soon.
     NearFull,
-    /// At least [`ClusterSettings::full_ratio`]: nothing is moved to it, clients that write to it wait.
+    /// At least [`ClusterSettings::full_ratio`]: writes will wait when nothing is left.
     Full,
 }
 
@@ -54,7 +54,7 @@ fn problem(settings: &ClusterSettings, osd: OsdId, fill: f64) -> Option<Problem>
         Fullness::Full => Some(Problem::new(
             ProblemCode::OsdFull,
             format!(
-                "osd {osd} is {percent:.1}% full, writes to it wait: add OSDs, lower its reweight, or remove images"
+                "osd {osd} is {percent:.1}% full, writes wait when nothing is left: add OSDs, lower its reweight, or remove images"
             ),
         )),
     }
@@ -82,6 +82,6 @@ mod tests {
         assert_eq!(codes(&ClusterSettings::default()), [near, near, ProblemCode::OsdFull]);
         let tight = ClusterSettings { near_full_ratio: 0.5, full_ratio: 0.9, ..ClusterSettings::default() };
         assert_eq!(codes(&tight), [near, near, ProblemCode::OsdFull, ProblemCode::OsdFull]);
-        assert!(fullness_problems(&tight, &stats)[2].message.starts_with("osd 3 is 94.9% full, writes to it wait"));
+        assert!(fullness_problems(&tight, &stats)[2].message.starts_with("osd 3 is 94.9% full, writes wait"));
     }
 }

@@ -45,7 +45,7 @@ pub enum ProblemCode {
     IoErrors,
     /// An OSD is nearly full.
     OsdNearlyFull,
-    /// An OSD is full: clients that write to it wait.
+    /// An OSD is full: writes will wait when nothing is left.
     OsdFull,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cluster_proto::map::{
-    ClusterMap, Member, OsdConfig, OsdStats, PgMap, PlacementRules, PlacementTree, PoolConfig, TreeNode,
+    ClusterMap, Interval, Member, OsdConfig, OsdStats, PgMap, PlacementRules, PlacementTree, PoolConfig, TreeNode,
 };
 use cluster_proto::shard::Space;
 use cluster_proto::{Epoch, Incarnation, OsdId, PgId, PoolId};
@@ -257,6 +257,26 @@ fn a_large_cluster_is_placed_quickly_and_evenly() {
     let lost =
         counts(&before).iter().filter(|(osd, _)| !map.osd_configs.contains_key(osd)).map(|(_, n)| *n).sum::<u32>();
     assert!(moved(&before, &after) as f64 <= f64::from(lost) * 1.05, "{} for {lost}", moved(&before, &after));
+}
+
+#[test]
+fn an_osd_that_comes_back_gets_the_pgs_that_it_has_data_of() {
+    let mut map = flat(&[1.0; 20], pool(3, 512));
+    let before = place_new(&map);
+    for (index, set) in (0..).zip(&before) {
+        let acting = set.iter().map(|osd| Some(*osd)).collect();
+        let interval = Interval { epoch: Epoch(1), acting, complete: set.clone(), min_size: 2 };
+        map.histories.insert(PgId { pool: POOL, index }, vec![interval]);
+    }
+    let mut usable = everyone(&map);
+    usable.remove(&OsdId(4));
+    let without = targets(&map, POOL, &usable, &(0..).zip(before.iter().cloned()).collect()).unwrap();
+    let after = place(&map, &without).unwrap();
+    check_rules(&map, &after);
+    let had = |set: &&Vec<OsdId>| set.contains(&OsdId(4));
+    let again = before.iter().zip(&after).filter(|(old, new)| had(old) && had(new)).count();
+    let all = after.iter().filter(had).count();
+    assert!(again * 10 >= all * 9, "{again} of {all}");
 }
 
 #[test]

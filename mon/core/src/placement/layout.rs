@@ -33,6 +33,8 @@ pub(super) struct Layout<'a> {
     quota: Vec<u32>,
     /// PGs that two OSDs share, the smaller index first.
     shared: FxHashMap<(u32, u32), u32>,
+    /// For each PG those who have data of it though they do not serve it: what goes to them is half there already.
+    holders: &'a [Vec<u32>],
     seed: u64,
 }
 
@@ -56,8 +58,15 @@ impl Search {
 }
 
 impl<'a> Layout<'a> {
-    /// Starts with those members of `sets` that may be together; the others' seats are empty. Each set has the pool's width.
-    pub fn new(candidates: &'a Candidates, sets: &[Vec<Option<u32>>], quota: Vec<u32>, seed: u64) -> Self {
+    /// Starts with those members of `sets` that may be together; the others' seats are empty. Each set has the pool's width. `holders`:
+    /// for each PG those who have data of it from before.
+    pub fn new(
+        candidates: &'a Candidates,
+        sets: &[Vec<Option<u32>>],
+        holders: &'a [Vec<u32>],
+        quota: Vec<u32>,
+        seed: u64,
+    ) -> Self {
         let mut layout = Self {
             candidates,
             sets: sets.iter().map(|set| vec![None; set.len()]).collect(),
@@ -65,6 +74,7 @@ impl<'a> Layout<'a> {
             seats: vec![Vec::new(); candidates.len()],
             quota,
             shared: FxHashMap::default(),
+            holders,
             seed,
         };
         for (pg, set) in (0..).zip(sets) {
@@ -135,6 +145,11 @@ impl<'a> Layout<'a> {
         others.filter(|(_, member)| member.is_some_and(|other| !known(other))).count()
     }
 
+    /// Whether `osd` has no data of the seat's PG yet.
+    fn is_new(&self, seat: Seat, osd: u32) -> bool {
+        !self.holders.get(seat.pg as usize).is_some_and(|holders| holders.contains(&osd))
+    }
+
     fn tie(&self, seat: Seat, osd: u32) -> u64 {
         mix(LayerId(self.seed ^ mix(LayerId(u64::from(seat.pg) << 32 | u64::from(osd)))))
     }
@@ -143,7 +158,8 @@ impl<'a> Layout<'a> {
         self.candidates.admits(&self.sets[seat.pg as usize], self.holder(seat), osd)
     }
 
-    /// Gives empty seats to OSDs below their quota; those who know the other members first, then the emptiest.
+    /// Gives empty seats to OSDs below their quota; those who have data of the PG first, then those who know the other members,
+    /// then the emptiest.
     fn fill(&mut self) -> bool {
         let empty = |(pg, set): (u32, &Vec<Option<u32>>)| {
             let positions = (0..).zip(set).filter(|(_, member)| member.is_none());
@@ -154,7 +170,14 @@ impl<'a> Layout<'a> {
         for seat in empty {
             let open = (0..osds).filter(|&osd| self.has_room(osd) && self.admits(seat, osd));
             let room = |osd: u32| self.quota[osd as usize] as usize - self.seats[osd as usize].len();
-            let key = |osd: &u32| (self.strangers(seat, *osd), std::cmp::Reverse(room(*osd)), self.tie(seat, *osd));
+            let key = |osd: &u32| {
+                (
+                    self.is_new(seat, *osd),
+                    self.strangers(seat, *osd),
+                    std::cmp::Reverse(room(*osd)),
+                    self.tie(seat, *osd),
+                )
+            };
             match open.min_by_key(key) {
                 Some(osd) => self.sit(seat, Some(osd)),
                 None if !self.shift(seat) => return false,
@@ -178,7 +201,8 @@ impl<'a> Layout<'a> {
         true
     }
 
-    /// Passes one PG of `osd` directly to an OSD below its quota. Prefers PGs that are moved anyway, and OSDs that know the others.
+    /// Passes one PG of `osd` directly to an OSD below its quota. Prefers OSDs that have data of the PG, PGs that are moved anyway, and
+    /// OSDs that know the others.
     fn pass_on(&mut self, osd: u32) -> bool {
         let open: Vec<u32> = (0..self.candidates.len() as u32).filter(|&other| self.has_room(other)).collect();
         let seats = &self.seats[osd as usize];
@@ -188,7 +212,7 @@ impl<'a> Layout<'a> {
             order.flat_map(|seat| open.iter().map(|other| (*seat, *other))).filter(|(s, o)| self.admits(*s, *o));
         let key = |(seat, other): &(Seat, u32)| {
             let stays = self.original[seat.pg as usize][seat.position as usize] == Some(osd);
-            (stays, self.strangers(*seat, *other), self.tie(*seat, *other))
+            (self.is_new(*seat, *other), stays, self.strangers(*seat, *other), self.tie(*seat, *other))
         };
         let best = legal.take(COMPARED_MAX).min_by_key(key);
         if let Some((seat, other)) = best {
