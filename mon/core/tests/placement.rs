@@ -279,6 +279,36 @@ fn an_osd_that_comes_back_gets_the_pgs_that_it_has_data_of() {
     assert!(again * 10 >= all * 9, "{again} of {all}");
 }
 
+/// The monitor lets few PGs move at a time, and asks again after each.
+#[test]
+fn a_change_made_in_small_steps_moves_no_more() {
+    for pool in [pool(3, 256), coded(4, 2, 128)] {
+        let mut map = flat(&[1.0; 12], pool);
+        let before = place_new(&map);
+        map.osd_configs.insert(OsdId(13), OsdConfig::new(1.5));
+        map.osd_configs.remove(&OsdId(2));
+        let at_once = place(&map, &before).unwrap();
+        let (mut now, mut total) = (before.clone(), 0);
+        for step in 0.. {
+            assert!(step < 500, "does not end");
+            let wished = place(&map, &now).unwrap();
+            let different = now.iter().zip(&wished).enumerate().filter(|(_, (old, new))| old != new);
+            let few: Vec<usize> = different.map(|(pg, _)| pg).take(5).collect();
+            if few.is_empty() {
+                break;
+            }
+            for pg in few {
+                total += wished[pg].iter().filter(|osd| !now[pg].contains(osd)).count();
+                now[pg].clone_from(&wished[pg]);
+            }
+        }
+        check_rules(&map, &now);
+        check_shares(&map, &now);
+        let fewest = moved(&before, &at_once);
+        assert!(total * 10 <= fewest * 11, "{total} moved in steps, {fewest} at once");
+    }
+}
+
 #[test]
 fn partners_follow_the_scatter_width() {
     let mut map = flat(&[1.0; 60], pool(3, 1024));
