@@ -1,12 +1,13 @@
 //! How evenly, how fast and how steadily placement works, for clusters of several shapes:
 //! `cargo run --release -p mon-core --example placement`.
 //!
+//! Times are CPU times of this process, so that other work on the machine does not count.
+//!
 //! *Even*: the share of all space that can be used until the first OSD is full, if every PG holds the same; *whole*: the most that
 //! whole PGs allow with these weights. *Partners*: OSDs with which one shares PGs. *Moved*: shards that a change moves, and the fewest
 //! that bring every OSD to its new quota.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 use cluster_proto::map::{ClusterMap, OsdConfig, PlacementRules, PlacementTree, PoolConfig, TreeNode};
 use cluster_proto::{OsdId, PoolId};
@@ -103,35 +104,36 @@ fn place(map: &ClusterMap, before: &Sets) -> Sets {
     targets(map, POOL, &usable, &last_clean).unwrap_or_else(|problem| panic!("{problem}"))
 }
 
+/// CPU time that this process has used. Milliseconds; the first field of schedstat is in nanoseconds.
+fn cpu_ms() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+    let ns: Option<u64> = text.split_whitespace().next().and_then(|field| field.parse().ok());
+    ns.unwrap_or_default() / 1_000_000
+}
+
 fn measure(shape: &Shape) {
     let map = shape.map();
-    let start = Instant::now();
+    let start = cpu_ms();
     let sets = place(&map, &Vec::new());
-    let took = start.elapsed();
-    let start = Instant::now();
+    let took = cpu_ms() - start;
+    let start = cpu_ms();
     assert_eq!(place(&map, &sets), sets, "a clean layout stays");
-    let again = start.elapsed();
+    let again = cpu_ms() - start;
     let (even, whole) = evenness(&map, &sets);
-    println!(
-        "{:<44} {:>6} ms {:>5} ms {even:>7.4} {whole:>7.4} {:>8.1}",
-        shape.name,
-        took.as_millis(),
-        again.as_millis(),
-        partners(&sets)
-    );
+    println!("{:<44} {:>6} ms {:>5} ms {even:>7.4} {whole:>7.4} {:>8.1}", shape.name, took, again, partners(&sets));
     for (what, after) in changes(shape, &map) {
         let usable: BTreeSet<OsdId> = after.osd_configs.keys().copied().collect();
         if ideal_shares(&after, POOL, &usable).is_err() {
             continue;
         }
-        let start = Instant::now();
+        let start = cpu_ms();
         let moved_to = place(&after, &sets);
-        let took = start.elapsed();
+        let took = cpu_ms() - start;
         let (even, whole) = evenness(&after, &moved_to);
         let (moved, fewest) = moves(&sets, &moved_to);
         println!(
             "  {what:<42} {:>6} ms {:>8} {even:>7.4} {whole:>7.4} {:>8.1} {moved:>6} >= {fewest}",
-            took.as_millis(),
+            took,
             "",
             partners(&moved_to)
         );

@@ -7,12 +7,10 @@ use cluster_proto::map::{ClusterMap, OsdStats, PgMap, PoolConfig};
 use cluster_proto::{OsdId, PgId, PoolId};
 use serde::Serialize;
 
+use crate::fullness::fullness_problems;
 use crate::interval::Running;
 use crate::plan::{plan, usable};
 use crate::problem::{Problem, ProblemCode, count, list};
-
-/// Share of an OSD's space above which it counts as nearly full. Percent.
-pub const NEARLY_FULL_PERCENT: u64 = 85;
 
 /// What a PG does, as the cluster state shows it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -157,6 +155,7 @@ pub fn health(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>) -> Health {
     for (osd, stats) in stats {
         judge_stats(*osd, stats, &mut problems);
     }
+    problems.extend(fullness_problems(&map.settings, stats));
     problems.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.code.cmp(&b.code)));
     let verdict = match problems.first().map(|p| p.severity) {
         None => Verdict::Ok,
@@ -232,10 +231,5 @@ fn judge_stats(osd: OsdId, stats: &OsdStats, problems: &mut Vec<Problem>) {
             count(stats.io_errors as usize, "device error")
         );
         problems.push(Problem::new(ProblemCode::IoErrors, message));
-    }
-    let (used, total) = (u128::from(stats.space.used), u128::from(stats.space.total));
-    if total > 0 && used * 100 >= total * u128::from(NEARLY_FULL_PERCENT) {
-        let message = format!("osd {osd} is {}% full: add OSDs or remove images", used * 100 / total);
-        problems.push(Problem::new(ProblemCode::OsdNearlyFull, message));
     }
 }

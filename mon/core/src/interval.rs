@@ -77,8 +77,7 @@ pub(crate) fn acting(
 
 /// Who served a PG, by shard, latest first.
 fn former(map: &ClusterMap, pg: PgId) -> Vec<(Epoch, Vec<Option<OsdId>>)> {
-    let mut sets: Vec<_> =
-        map.histories.get(&pg).into_iter().flatten().map(|i| (i.epoch, i.acting.clone())).collect();
+    let mut sets: Vec<_> = map.histories.get(&pg).into_iter().flatten().map(|i| (i.epoch, i.acting.clone())).collect();
     sets.extend(map.activations.get(&pg).map(|a| (a.epoch, a.interval().acting)));
     sets.sort_by(|a, b| b.0.cmp(&a.0));
     sets
@@ -130,7 +129,8 @@ pub(crate) fn next(
     };
     let mut before: Vec<Member> = present.members().map(|(_, member)| member).collect();
     before.extend(record.into_iter().flat_map(|r| r.acting.iter().flatten().copied()));
-    let mut dead: Vec<Member> = before.into_iter().chain(unfenced.iter().copied()).filter(|m| running.is_over(*m)).collect();
+    let mut dead: Vec<Member> =
+        before.into_iter().chain(unfenced.iter().copied()).filter(|m| running.is_over(*m)).collect();
     dead.extend(&present.dead);
     dead.sort_unstable();
     dead.dedup();
@@ -202,7 +202,11 @@ mod tests {
         let present = pg_map(5, &[2, 3]);
         let degraded = record(5, &[2, 3], &[2, 3]);
         assert_eq!(primary(Some(&degraded), Some(&pg_map(4, &[1, 2])), &acting, Some(OsdId(1))), Some(OsdId(2)));
-        assert_eq!(primary(Some(&degraded), Some(&present), &acting, Some(OsdId(3))), Some(OsdId(3)), "clean: may move");
+        assert_eq!(
+            primary(Some(&degraded), Some(&present), &acting, Some(OsdId(3))),
+            Some(OsdId(3)),
+            "clean: may move"
+        );
         let recovering = record(5, &[2, 3], &[2]);
         assert_eq!(primary(Some(&recovering), Some(&present), &acting, Some(OsdId(3))), Some(OsdId(2)));
         let incomplete = record(5, &[2, 3], &[3]);

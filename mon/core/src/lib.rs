@@ -4,6 +4,8 @@
 //! Everything but liveness, which needs time, is a function of the cluster map. The monitor's driver (crate `mon`) mirrors the map from the state store
 //! and writes what [`plan`] returns; `blockyard status` asks the same functions.
 
+pub mod dry_run;
+pub mod fullness;
 pub mod health;
 mod interval;
 pub mod liveness;

@@ -12,8 +12,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use cluster_proto::OsdId;
 use cluster_proto::Incarnation;
+use cluster_proto::OsdId;
 use cluster_proto::map::{ClusterMap, Member, OsdState};
 
 use crate::interval::Running;
@@ -208,7 +208,8 @@ impl Liveness {
                 let of = counts.entry(*of).or_default();
                 (of.0, of.1) = (of.0 + 1, of.1 + 1);
             }
-            let Some((loser, _)) = counts.into_iter().max_by_key(|(osd, count)| (*count, std::cmp::Reverse(*osd))) else {
+            let Some((loser, _)) = counts.into_iter().max_by_key(|(osd, count)| (*count, std::cmp::Reverse(*osd)))
+            else {
                 break;
             };
             edges.retain(|(by, of)| *by != loser && *of != loser);
@@ -242,7 +243,8 @@ impl Liveness {
 /// Reports of OSDs about others that count: both in the run that is registered.
 fn reports(map: &ClusterMap) -> Vec<(OsdId, Member)> {
     let is_present = |run: &Member| map.osds.get(&run.osd).is_some_and(|state| state.incarnation == run.incarnation);
-    let of = map.suspicions.iter().filter(|(by, report)| is_present(&Member { osd: **by, incarnation: report.incarnation }));
+    let of =
+        map.suspicions.iter().filter(|(by, report)| is_present(&Member { osd: **by, incarnation: report.incarnation }));
     of.flat_map(|(by, report)| report.suspects.iter().filter(|run| is_present(run)).map(|run| (*by, *run))).collect()
 }
 

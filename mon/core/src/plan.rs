@@ -138,7 +138,8 @@ fn renew(
     plan: &mut Plan,
 ) {
     let record = map.activations.get(&pg);
-    let target = if target.is_empty() { present.acting.iter().flatten().map(|m| m.osd).collect() } else { target.to_vec() };
+    let target =
+        if target.is_empty() { present.acting.iter().flatten().map(|m| m.osd).collect() } else { target.to_vec() };
     let members = interval::acting(map, running, pg, pool.scheme, &target);
     // Fewer than make up the data cannot serve it.
     if members.iter().flatten().count() < pool.scheme.copies_needed() {
@@ -197,14 +198,7 @@ fn pgs_of(map: &ClusterMap, pool: PoolId) -> impl Iterator<Item = (PgId, &PgMap)
 }
 
 /// Creates the PGs of a pool that do not exist, if enough of their members run.
-fn create(
-    map: &ClusterMap,
-    running: &Running,
-    id: PoolId,
-    pool: &PoolConfig,
-    placed: &[Vec<OsdId>],
-    plan: &mut Plan,
-) {
+fn create(map: &ClusterMap, running: &Running, id: PoolId, pool: &PoolConfig, placed: &[Vec<OsdId>], plan: &mut Plan) {
     let mut waiting = 0;
     for (index, target) in (0..).zip(placed) {
         let pg = PgId { pool: id, index };

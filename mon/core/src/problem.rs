@@ -45,6 +45,8 @@ pub enum ProblemCode {
     IoErrors,
     /// An OSD is nearly full.
     OsdNearlyFull,
+    /// An OSD is full: writes will wait when nothing is left.
+    OsdFull,
 }
 
 impl ProblemCode {
@@ -65,6 +67,7 @@ impl ProblemCode {
             ProblemCode::CrcErrors => "crc-errors",
             ProblemCode::IoErrors => "io-errors",
             ProblemCode::OsdNearlyFull => "osd-nearly-full",
+            ProblemCode::OsdFull => "osd-full",
         }
     }
 
@@ -79,6 +82,7 @@ impl ProblemCode {
             | ProblemCode::IoErrors
             | ProblemCode::OsdNearlyFull => Severity::Warning,
             ProblemCode::NoCluster
+            | ProblemCode::OsdFull
             | ProblemCode::PoolTooFewOsds
             | ProblemCode::PoolWaitsForOsds
             | ProblemCode::PoolChanged

@@ -10,8 +10,7 @@ use super::SchemaError;
 pub struct ClusterSettings {
     /// Share of an OSD's space above which it counts as nearly full. 0.5 to 0.99, default 0.85; below `full-ratio`.
     pub near_full_ratio: f64,
-    /// Share of an OSD's space above which nothing is moved to it any more, and clients that write to it wait. 0.5 to 0.99, default
-    /// 0.95.
+    /// Share of an OSD's space above which it counts as full: the little that is left is for clients. 0.5 to 0.99, default 0.95.
     pub full_ratio: f64,
     /// An OSD that does not run for so long gets no data any more: what it held is copied to others. Seconds; 10 to 604,800 (a
     /// week), default 600.

@@ -31,17 +31,19 @@ pub(super) fn sets(
     let mut placed: Vec<(u64, Vec<u32>)> = Vec::with_capacity(pgs as usize);
     for (number, (set, count)) in (0u64..).zip(&shares) {
         let columns: Vec<_> = set.iter().map(|domain| unfold(&members[*domain as usize], &mut left, *count)).collect();
-        for at in 0..*count as usize {
-            let turn = mix(LayerId(seed ^ mix(LayerId(number << 32 | at as u64))));
+        for at in 0..*count {
+            let turn = mix(LayerId(seed ^ mix(LayerId(number << 32 | u64::from(at)))));
+            let mut members: Vec<u32> = columns.iter().filter_map(|column| column.get(at as usize).copied()).collect();
             // Positions change from PG to PG: they are not alike (a primary, data and parity).
-            let shift = turn as usize % width;
-            placed.push((turn, (0..width).map(|place| columns[(place + shift) % width][at]).collect()));
+            let shift = turn as usize % members.len().max(1);
+            members.rotate_left(shift);
+            placed.push((turn, members));
         }
     }
     // An image walks the PGs in their order: neighbours should lie on different OSDs.
     placed.sort_unstable();
     for (set, (_, members)) in all.iter_mut().zip(placed) {
-        *set = members.into_iter().map(Some).collect();
+        set.iter_mut().zip(members).for_each(|(seat, osd)| *seat = Some(osd));
     }
     all
 }

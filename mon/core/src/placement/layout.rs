@@ -33,15 +33,40 @@ pub(super) struct Layout<'a> {
     quota: Vec<u32>,
     /// PGs that two OSDs share, the smaller index first.
     shared: FxHashMap<(u32, u32), u32>,
+    /// For each PG those who have data of it though they do not serve it: what goes to them is half there already.
+    holders: &'a [Vec<u32>],
     seed: u64,
 }
 
 /// A step of a path: the OSD gets this seat from the one before it on the path.
 type Step = (Seat, Option<u32>);
 
+/// A search for a path, breadth first.
+struct Search {
+    /// How each OSD was reached.
+    found: Vec<Option<Step>>,
+    /// Reached, and not looked further from.
+    queue: VecDeque<u32>,
+    /// Whether only seats may change hands that are not where they were.
+    moved_only: bool,
+}
+
+impl Search {
+    fn new(osds: usize, moved_only: bool) -> Self {
+        Self { found: vec![None; osds], queue: VecDeque::new(), moved_only }
+    }
+}
+
 impl<'a> Layout<'a> {
-    /// Starts with those members of `sets` that may be together; the others' seats are empty. Each set has the pool's width.
-    pub fn new(candidates: &'a Candidates, sets: &[Vec<Option<u32>>], quota: Vec<u32>, seed: u64) -> Self {
+    /// Starts with those members of `sets` that may be together; the others' seats are empty. Each set has the pool's width. `holders`:
+    /// for each PG those who have data of it from before.
+    pub fn new(
+        candidates: &'a Candidates,
+        sets: &[Vec<Option<u32>>],
+        holders: &'a [Vec<u32>],
+        quota: Vec<u32>,
+        seed: u64,
+    ) -> Self {
         let mut layout = Self {
             candidates,
             sets: sets.iter().map(|set| vec![None; set.len()]).collect(),
@@ -49,6 +74,7 @@ impl<'a> Layout<'a> {
             seats: vec![Vec::new(); candidates.len()],
             quota,
             shared: FxHashMap::default(),
+            holders,
             seed,
         };
         for (pg, set) in (0..).zip(sets) {
@@ -69,9 +95,10 @@ impl<'a> Layout<'a> {
         self.fill() && self.level()
     }
 
-    /// The sets; every seat is taken after [`Layout::settle`].
+    /// The sets; every seat is taken after [`Layout::settle`]. Who was a member before has the position it had.
     pub fn into_sets(self) -> Vec<Vec<u32>> {
-        self.sets.into_iter().map(|set| set.into_iter().flatten().collect()).collect()
+        let sets = self.sets.into_iter().zip(self.original);
+        sets.map(|(set, original)| seated_as_before(set.into_iter().flatten().collect(), &original)).collect()
     }
 
     fn holder(&self, seat: Seat) -> Option<u32> {
@@ -118,6 +145,11 @@ impl<'a> Layout<'a> {
         others.filter(|(_, member)| member.is_some_and(|other| !known(other))).count()
     }
 
+    /// Whether `osd` has no data of the seat's PG yet.
+    fn is_new(&self, seat: Seat, osd: u32) -> bool {
+        !self.holders.get(seat.pg as usize).is_some_and(|holders| holders.contains(&osd))
+    }
+
     fn tie(&self, seat: Seat, osd: u32) -> u64 {
         mix(LayerId(self.seed ^ mix(LayerId(u64::from(seat.pg) << 32 | u64::from(osd)))))
     }
@@ -126,7 +158,8 @@ impl<'a> Layout<'a> {
         self.candidates.admits(&self.sets[seat.pg as usize], self.holder(seat), osd)
     }
 
-    /// Gives empty seats to OSDs below their quota; those who know the other members first, then the emptiest.
+    /// Gives empty seats to OSDs below their quota; those who have data of the PG first, then those who know the other members,
+    /// then the emptiest.
     fn fill(&mut self) -> bool {
         let empty = |(pg, set): (u32, &Vec<Option<u32>>)| {
             let positions = (0..).zip(set).filter(|(_, member)| member.is_none());
@@ -137,7 +170,14 @@ impl<'a> Layout<'a> {
         for seat in empty {
             let open = (0..osds).filter(|&osd| self.has_room(osd) && self.admits(seat, osd));
             let room = |osd: u32| self.quota[osd as usize] as usize - self.seats[osd as usize].len();
-            let key = |osd: &u32| (self.strangers(seat, *osd), std::cmp::Reverse(room(*osd)), self.tie(seat, *osd));
+            let key = |osd: &u32| {
+                (
+                    self.is_new(seat, *osd),
+                    self.strangers(seat, *osd),
+                    std::cmp::Reverse(room(*osd)),
+                    self.tie(seat, *osd),
+                )
+            };
             match open.min_by_key(key) {
                 Some(osd) => self.sit(seat, Some(osd)),
                 None if !self.shift(seat) => return false,
@@ -161,7 +201,8 @@ impl<'a> Layout<'a> {
         true
     }
 
-    /// Passes one PG of `osd` directly to an OSD below its quota. Prefers PGs that are moved anyway, and OSDs that know the others.
+    /// Passes one PG of `osd` directly to an OSD below its quota. Prefers OSDs that have data of the PG, PGs that are moved anyway, and
+    /// OSDs that know the others.
     fn pass_on(&mut self, osd: u32) -> bool {
         let open: Vec<u32> = (0..self.candidates.len() as u32).filter(|&other| self.has_room(other)).collect();
         let seats = &self.seats[osd as usize];
@@ -171,7 +212,7 @@ impl<'a> Layout<'a> {
             order.flat_map(|seat| open.iter().map(|other| (*seat, *other))).filter(|(s, o)| self.admits(*s, *o));
         let key = |(seat, other): &(Seat, u32)| {
             let stays = self.original[seat.pg as usize][seat.position as usize] == Some(osd);
-            (stays, self.strangers(*seat, *other), self.tie(*seat, *other))
+            (self.is_new(*seat, *other), stays, self.strangers(*seat, *other), self.tie(*seat, *other))
         };
         let best = legal.take(COMPARED_MAX).min_by_key(key);
         if let Some((seat, other)) = best {
@@ -180,43 +221,54 @@ impl<'a> Layout<'a> {
         best.is_some()
     }
 
-    /// Fills an empty seat along a path of exchanges.
+    /// Fills an empty seat along a path of exchanges; if it can be, of seats that are moved anyway.
     fn shift(&mut self, seat: Seat) -> bool {
-        let mut found = vec![None; self.candidates.len()];
-        let mut queue = VecDeque::new();
-        for osd in 0..self.candidates.len() as u32 {
-            if self.admits(seat, osd) {
-                found[osd as usize] = Some((seat, None));
-                queue.push_back(osd);
-            }
-        }
-        self.shift_along(found, queue)
+        [true, false].into_iter().any(|moved_only| {
+            let mut search = Search::new(self.candidates.len(), moved_only);
+            (0..self.candidates.len() as u32)
+                .any(|osd| self.admits(seat, osd) && self.reach(&mut search, osd, (seat, None)))
+                || self.shift_along(search)
+        })
     }
 
-    /// Passes one PG of `osd` on along a path of exchanges.
+    /// Passes one PG of `osd` on along a path of exchanges; if it can be, the others of seats that are moved anyway.
     fn shift_any(&mut self, osd: u32) -> bool {
-        let mut found: Vec<Option<Step>> = vec![None; self.candidates.len()];
-        // The start has no step to it; this one only marks it as reached and is never followed.
-        found[osd as usize] = self.seats[osd as usize].first().map(|seat| (*seat, Some(osd)));
-        self.shift_along(found, VecDeque::from([osd]))
+        let seats = self.seats[osd as usize].clone();
+        [true, false].into_iter().any(|moved_only| {
+            let mut search = Search::new(self.candidates.len(), moved_only);
+            // The start has no step to it; this one only marks it as reached and is never followed.
+            search.found[osd as usize] = seats.first().map(|seat| (*seat, Some(osd)));
+            seats.iter().any(|seat| self.look_from(&mut search, osd, *seat)) || self.shift_along(search)
+        })
     }
 
     /// Searches breadth first for an OSD below its quota, and exchanges seats along the way to it.
-    fn shift_along(&mut self, mut found: Vec<Option<Step>>, mut queue: VecDeque<u32>) -> bool {
-        while let Some(at) = queue.pop_front() {
-            if self.has_room(at) && self.follow(&found, at) {
+    fn shift_along(&mut self, mut search: Search) -> bool {
+        while let Some(at) = search.queue.pop_front() {
+            let seats = self.seats[at as usize].clone();
+            let moved = |seat: &Seat| self.original[seat.pg as usize][seat.position as usize] != Some(at);
+            let open: Vec<Seat> = seats.into_iter().filter(|seat| !search.moved_only || moved(seat)).collect();
+            if open.iter().any(|seat| self.look_from(&mut search, at, *seat)) {
                 return true;
-            }
-            for &seat in &self.seats[at as usize] {
-                for next in 0..self.candidates.len() as u32 {
-                    if found[next as usize].is_none() && self.admits(seat, next) {
-                        found[next as usize] = Some((seat, Some(at)));
-                        queue.push_back(next);
-                    }
-                }
             }
         }
         false
+    }
+
+    /// Who else could have this seat of `at`. True if that ended the search.
+    fn look_from(&mut self, search: &mut Search, at: u32, seat: Seat) -> bool {
+        (0..self.candidates.len() as u32).any(|next| {
+            search.found[next as usize].is_none()
+                && self.admits(seat, next)
+                && self.reach(search, next, (seat, Some(at)))
+        })
+    }
+
+    /// Notes how an OSD is reached. True if it is below its quota and the path to it was taken.
+    fn reach(&mut self, search: &mut Search, osd: u32, step: Step) -> bool {
+        search.found[osd as usize] = Some(step);
+        search.queue.push_back(osd);
+        self.has_room(osd) && self.follow(&search.found, osd)
     }
 
     /// Takes the path that ends at `end`. False, and nothing is changed, if its exchanges get in each other's way.
@@ -244,5 +296,28 @@ impl<'a> Layout<'a> {
     fn is_legal(&self, pg: u32) -> bool {
         let set = &self.sets[pg as usize];
         set.iter().flatten().all(|&osd| self.candidates.admits(set, Some(osd), osd))
+    }
+}
+
+/// An OSD that left a seat of a PG may have got another one of the same PG on the way: that would be a shard moved for nothing.
+fn seated_as_before(mut set: Vec<u32>, original: &[Option<u32>]) -> Vec<u32> {
+    for (position, member) in original.iter().enumerate() {
+        if let Some(at) = set.iter().position(|osd| Some(*osd) == *member) {
+            set.swap(position, at);
+        }
+    }
+    set
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_return_to_their_positions() {
+        let original = [Some(13), Some(1), Some(6), Some(8), Some(12)];
+        assert_eq!(seated_as_before(vec![8, 1, 6, 100, 12], &original), [100, 1, 6, 8, 12]);
+        assert_eq!(seated_as_before(vec![8, 13, 1, 6, 9], &original), [13, 1, 6, 8, 9]);
+        assert_eq!(seated_as_before(vec![3, 4], &[None, None]), [3, 4]);
     }
 }
