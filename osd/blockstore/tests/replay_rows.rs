@@ -7,7 +7,7 @@ use cluster_proto::shard::{Origin, ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::{SectorRange, Status, Version};
 use support::device::{Device, Fate, Unsafe};
 use support::driver::{Driver, formatted};
-use support::model::{object, write};
+use support::model::{object, stage, write};
 
 const BLOCK: u64 = 4096;
 
@@ -288,4 +288,38 @@ fn a_freed_sector_is_not_reused_before_that_is_recorded() {
     assert!(d.store.stats().free_sectors < 4 && d.store.stats().waiting > 0);
     let again = reopen(cut(&d, is_data));
     assert_eq!(version(&again, 0), 3);
+}
+
+/// The same for what a commit frees: the sectors of entry k were kept by a staged change, and the commit freed them.
+#[test]
+fn what_a_commit_frees_is_not_reused_before_that_is_recorded() {
+    for ends in ["commit", "rollback"] {
+        let mut d = Driver::open(formatted(1 << 20, 128 << 10, Durability::Flush, 3), 1);
+        let wide = |n: u32, version: u64| write(object(n), Version(version), SectorRange::new(0, 4), Origin::NONE);
+        (0..10).for_each(|n| assert_eq!(d.call(wide(n, 1)), ShardOutcome::Done));
+        for count in [16, 4, 1] {
+            let sectors = SectorRange::new(count, count);
+            let fill = |n: u32| write(object(n), Version(u64::from(count)), sectors, Origin::NONE);
+            (10..60).for_each(|n| _ = d.call(fill(n)));
+        }
+        let sectors = SectorRange::new(0, 1024);
+        let room = ShardOp::Zero { object: object(10), version: Version(20), sectors, origin: Origin::NONE };
+        assert_eq!(d.call(room), ShardOutcome::Done);
+        d.rest();
+        let (id, version) = (object(0), Version(3));
+        let end = match ends {
+            "commit" => ShardOp::Commit { object: id, version },
+            _ => ShardOp::Rollback { object: id, version },
+        };
+        let own = SectorRange::new(0, 4);
+        let all = [d.submit(wide(0, 2)), d.submit(stage(id, version, own, Origin::NONE)), d.submit(end)];
+        d.run();
+        assert!(all.iter().all(|t| d.outcomes[t] == ShardOutcome::Done));
+        (1..10).for_each(|n| _ = d.submit(wide(n, 4)));
+        d.issue();
+        assert!(d.store.stats().free_sectors < 4 && d.store.stats().waiting > 0);
+        let again = reopen(cut(&d, is_data));
+        let expected = if ends == "commit" { 3 } else { 2 };
+        assert_eq!((self::version(&again, 0), again.store.stats().staged), (expected, 0));
+    }
 }
