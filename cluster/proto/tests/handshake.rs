@@ -386,6 +386,36 @@ fn what_one_side_sealed_it_cannot_be_given_back() {
 }
 
 #[test]
+fn channels_go_on_sealed_from_the_introduction_without_losing_a_byte() {
+    let (near, far) = (client(credentials(1, true)), osd(credentials(1, true)));
+    let (mut ours, mut theirs) = (Channel::new(), Channel::new());
+    let (mut to_them, mut to_us) = (Vec::new(), Vec::new());
+    let (mut out, hello) = connecting(&near, 1);
+    let mut side = accepting(2);
+    ours.encode(&hello, &mut to_them);
+    let Ok(Some(hello)) = theirs.decode(&mut &to_them[..]) else { panic!("no hello") };
+    let Accepted::Answer(welcome) = side.handle(&far, &hello) else { panic!("no answer") };
+    theirs.encode(&welcome, &mut to_us);
+    let Ok(Some(Message::Welcome(welcome))) = ours.decode(&mut &to_us[..]) else { panic!("no welcome") };
+    let introduced = out.handle_welcome(0, &near, &welcome).unwrap();
+    // The proof and the first message behind it arrive in one piece.
+    to_them.clear();
+    ours.encode(&introduced.answer.unwrap(), &mut to_them);
+    ours.introduce(introduced.session);
+    assert_eq!(ours.encode(&Message::Ping, &mut to_them), None);
+    let mut arrived = &to_them[..];
+    let Ok(Some(proof)) = theirs.decode(&mut arrived) else { panic!("no proof") };
+    assert!(!theirs.is_introduced());
+    let Accepted::Introduced(introduced) = side.handle(&far, &proof) else { panic!("not introduced") };
+    theirs.introduce(introduced.session);
+    assert_eq!(theirs.decode(&mut arrived), Ok(Some(Message::Ping)));
+    assert_eq!(theirs.decode(&mut arrived), Ok(None));
+    to_us.clear();
+    theirs.encode(&Message::Pong, &mut to_us);
+    assert_eq!(ours.decode(&mut &to_us[..]), Ok(Some(Message::Pong)));
+}
+
+#[test]
 fn every_connection_has_other_keys() {
     let seal = |nonces: (u8, u8)| {
         let (near, far) = (client(credentials(1, true)), osd(credentials(1, true)));

@@ -4,6 +4,7 @@
 //! The header's own CRC covers everything before the payload, the list covers the payload: every byte is checked once. On
 //! encrypted connections these bytes travel in sealed records ([`Session`]).
 
+mod channel;
 mod codec;
 mod frame;
 mod header;
@@ -13,6 +14,7 @@ mod request;
 mod seal;
 mod sub;
 
+pub use channel::Channel;
 pub use codec::DecodeError;
 pub use frame::{Decoder, encode};
 pub use header::{HEADER_LEN, MAGIC};
