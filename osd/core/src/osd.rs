@@ -128,6 +128,7 @@ impl Osd {
             credentials: options.credentials.clone(),
         };
         Self {
+            stats: OsdStats { incarnation: options.incarnation, ..OsdStats::default() },
             options,
             identity,
             map: ClusterMap::default(),
@@ -140,7 +141,6 @@ impl Osd {
             free_bytes: BTreeMap::new(),
             early_queries: BTreeMap::new(),
             outputs: VecDeque::new(),
-            stats: OsdStats { incarnation: options.incarnation, ..OsdStats::default() },
             registered: 0,
             recovery: RecoveryPace::default(),
             code: Codes::default(),
