@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster_proto::Uuid;
+use cluster_proto::auth::Credentials;
 use cluster_state::StateStore;
 
 use crate::error::{Error, ErrorKind};
@@ -36,6 +37,8 @@ pub struct GatewayOptions {
     pub nbd_unix: Vec<PathBuf>,
     /// The cluster.
     pub cluster: Uuid,
+    /// The cluster's key, if it has one.
+    pub credentials: Option<Credentials>,
     /// The cluster state.
     pub state: Arc<dyn StateStore>,
     /// Where the control plane runs. It must have time enabled and outlive the gateway.
@@ -55,6 +58,7 @@ impl GatewayOptions {
             nbd_tcp: Vec::new(),
             nbd_unix: Vec::new(),
             cluster,
+            credentials: None,
             state,
             runtime,
             connections_max: 1024,

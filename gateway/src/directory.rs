@@ -175,7 +175,7 @@ mod tests {
     use cluster_proto::{ClientId, LayerRef, PoolId, Uuid};
 
     fn client() -> Client {
-        Client::new(ClientOptions { id: ClientId(1), cluster: Uuid::from_u128(1) })
+        Client::new(ClientOptions { id: ClientId(1), cluster: Uuid::from_u128(1), credentials: None })
     }
 
     fn spec(name: &str, layer: u64, size: u64) -> ExportSpec {

@@ -129,7 +129,11 @@ fn open(setup: Setup) -> Result<(Worker, Ready), Error> {
     let ready = Ready { nbd_addresses: listeners.nbd_addresses.clone(), waker: io.waker() };
     let map = MapFeed::spawn(&options.runtime, options.state, io.waker());
     // A client of its own: its number must not be that of any other, and the incarnation is as random as can be.
-    let client = ClientOptions { id: ClientId(incarnation.0), cluster: options.cluster };
+    let client = ClientOptions {
+        id: ClientId(incarnation.0),
+        cluster: options.cluster,
+        credentials: options.credentials.clone(),
+    };
     let channels = Channels { map, exports, stop, stats };
     let bounds = (options.connections_max, options.stop_timeout);
     Ok((Worker::new(io, ClientDriver::new(client), listeners, channels, bounds), ready))

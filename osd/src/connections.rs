@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use cluster_io::{ConnId, PeerAddr};
 use cluster_proto::link::LinkId;
-use cluster_proto::wire::Decoder;
+use cluster_proto::wire::Channel;
 use rustc_hash::FxHashMap;
 
 /// One connection.
@@ -17,7 +17,7 @@ pub(crate) struct Connection {
     /// connections they opened to each other would wait for ever.
     pub accepted: bool,
     pub paused: bool,
-    pub decoder: Decoder,
+    pub channel: Channel,
 }
 
 impl Connection {
@@ -50,13 +50,13 @@ impl Connections {
 
     /// A connection that somebody made to us.
     pub fn insert_accepted(&mut self, conn: ConnId, link: LinkId, peer: PeerAddr) {
-        self.insert(Connection { conn, link, peer, accepted: true, paused: false, decoder: Decoder::new() });
+        self.insert(Connection { conn, link, peer, accepted: true, paused: false, channel: Channel::new() });
     }
 
     /// A connection that we make.
     pub fn insert_opened(&mut self, conn: ConnId, link: LinkId, address: SocketAddr) {
         let peer = PeerAddr::Tcp(address);
-        self.insert(Connection { conn, link, peer, accepted: false, paused: false, decoder: Decoder::new() });
+        self.insert(Connection { conn, link, peer, accepted: false, paused: false, channel: Channel::new() });
     }
 
     fn insert(&mut self, connection: Connection) {

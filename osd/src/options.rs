@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use blockstore::Durability;
 use cluster_io::DiskInfo;
+use cluster_proto::auth::Credentials;
 use cluster_proto::{OsdId, Uuid};
 use cluster_state::StateStore;
 
@@ -59,6 +60,8 @@ pub struct OsdOptions {
     pub id: OsdId,
     /// The cluster; must be that of the store on `path`.
     pub cluster: Uuid,
+    /// The cluster's key, if it has one: without it whoever reaches the OSD is served.
+    pub credentials: Option<Credentials>,
     /// Where to listen; port 0 means any free one.
     pub listen: SocketAddr,
     /// Address under which others reach it, if it is not the one it listens on; port 0 stands for that one's port.
@@ -91,6 +94,7 @@ impl OsdOptions {
             path: path.into(),
             id,
             cluster,
+            credentials: None,
             listen,
             advertise: None,
             state,

@@ -8,11 +8,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use blockstore::{Store, StoreState};
-use cluster_io::{ConnId, DiskId, Event, ListenerId, PeerAddr, Reactor, ReactorConfig, Waker, clock};
+use cluster_io::{ConnId, DiskId, Event, ListenerId, PeerAddr, Reactor, ReactorConfig, Waker, clock, entropy};
 use cluster_proto::ids::{Incarnation, OsdId};
 use cluster_proto::link::{LinkId, Millis};
 use cluster_proto::shard::ShardIndex;
-use cluster_proto::wire::{DecodeError, Message, encode};
+use cluster_proto::wire::{Message, Nonce};
 use osd_core::{Osd, Output};
 use tokio::sync::{mpsc, watch};
 
@@ -74,7 +74,12 @@ impl Shard {
         let (disk, store) = opening::open_store(&mut reactor, options)?;
         let listener = reactor.listen_tcp(options.listen)?;
         let address = reactor.local_addr(listener).unwrap_or(options.listen);
-        let core = osd_core::OsdOptions { id: options.id, cluster: options.cluster, incarnation: setup.incarnation };
+        let core = osd_core::OsdOptions {
+            id: options.id,
+            cluster: options.cluster,
+            incarnation: setup.incarnation,
+            credentials: options.credentials.clone(),
+        };
         tracing::info!(osd = options.id.0, %address, incarnation = setup.incarnation.0, "serving");
         Ok(Self {
             id: options.id,
@@ -168,8 +173,10 @@ impl Shard {
             Event::DiskDone { token, result, .. } => self.store.handle_device(token, device::done_result(result)),
             Event::Accepted { conn, peer, .. } => self.handle_accepted(conn, peer),
             Event::Connected { conn } => {
-                if let Some(connection) = self.connections.get_mut(conn) {
-                    self.core.handle_connected(self.now, connection.link);
+                let Some(link) = self.connections.get_mut(conn).map(|connection| connection.link) else { return };
+                match entropy::bytes() {
+                    Ok(nonce) => self.core.handle_connected(self.now, link, Nonce(nonce)),
+                    Err(error) => self.break_off(conn, &error),
                 }
             }
             Event::Closed { conn, error } => {
@@ -188,15 +195,29 @@ impl Shard {
             tracing::warn!(osd = self.id.0, ?peer, "turned a connection away: there are {CONNECTIONS_MAX} already");
             return self.reactor.abort(conn);
         }
-        let link = self.core.handle_accepted(self.now);
-        self.connections.insert_accepted(conn, link, peer);
+        match entropy::bytes() {
+            Ok(nonce) => {
+                let link = self.core.handle_accepted(self.now, Nonce(nonce));
+                self.connections.insert_accepted(conn, link, peer);
+            }
+            Err(error) => {
+                tracing::warn!(osd = self.id.0, ?peer, "turned a connection away: {error}");
+                self.reactor.abort(conn);
+            }
+        }
     }
 
     fn handle_bytes(&mut self, conn: ConnId, mut input: &[u8]) {
         while let Some(connection) = self.connections.get_mut(conn) {
             let link = connection.link;
-            match connection.decoder.decode(&mut input) {
-                Ok(Some(message)) => self.core.handle_message(self.now, &mut self.store, link, message),
+            match connection.channel.decode(&mut input) {
+                Ok(Some(message)) => {
+                    let is_introduced = connection.channel.is_introduced();
+                    self.core.handle_message(self.now, &mut self.store, link, message);
+                    if !is_introduced {
+                        self.carry_out_all();
+                    }
+                }
                 Ok(None) => return,
                 Err(error) => return self.break_off(conn, &error),
             }
@@ -204,7 +225,7 @@ impl Shard {
     }
 
     /// The peer does not keep the protocol.
-    fn break_off(&mut self, conn: ConnId, error: &DecodeError) {
+    fn break_off(&mut self, conn: ConnId, error: &dyn std::fmt::Display) {
         if let Some(connection) = self.connections.remove(conn) {
             tracing::warn!(osd = self.id.0, peer = connection.peer_name(), "broke off a connection: {error}");
             self.reactor.abort(conn);
@@ -242,9 +263,7 @@ impl Shard {
     /// Carries out what core and store want until they want nothing more.
     fn settle(&mut self) -> Result<(), Error> {
         loop {
-            while let Some(output) = self.core.poll_output() {
-                self.carry_out(output);
-            }
+            self.carry_out_all();
             self.check_store()?;
             if let Some((tag, outcome)) = self.store.poll_outcome() {
                 self.store_operations -= 1;
@@ -255,6 +274,12 @@ impl Shard {
                 self.activations.flush();
                 return Ok(());
             }
+        }
+    }
+
+    fn carry_out_all(&mut self) {
+        while let Some(output) = self.core.poll_output() {
+            self.carry_out(output);
         }
     }
 
@@ -282,6 +307,11 @@ impl Shard {
                 let conn = self.reactor.connect_tcp(address);
                 self.connections.insert_opened(conn, link, address);
             }
+            Output::Introduced { link, session } => {
+                if let Some(connection) = self.connections.by_link(link) {
+                    connection.channel.introduce(session);
+                }
+            }
             Output::Close(link) => {
                 if let Some(connection) = self.connections.remove_link(link) {
                     self.reactor.close(connection.conn);
@@ -296,7 +326,7 @@ impl Shard {
         let Some(connection) = self.connections.by_link(link) else { return };
         let (conn, may_pause) = (connection.conn, connection.accepted && !connection.paused);
         let mut payload = None;
-        self.reactor.send_with(conn, |out| payload = encode(message, out));
+        self.reactor.send_with(conn, |out| payload = connection.channel.encode(message, out));
         if let Some(payload) = payload {
             self.reactor.send_buffer(conn, payload);
         }

@@ -7,13 +7,14 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use buffer::Buffer;
+use cluster_proto::auth::{ClusterKey, Credentials};
 use cluster_proto::ids::OsdId;
 use cluster_proto::map::{Activation, OsdState, OsdStats, keys};
-use cluster_proto::wire::{Message, Refusal, RequestOp};
+use cluster_proto::wire::{Refusal, RequestOp};
 use cluster_proto::{PgId, SECTOR, SectorRange, Status, Uuid};
 use cluster_state::StateStore;
 use osd::{End, ErrorKind, PrepareOptions, prepare, spawn};
-use support::client::{Client, pattern};
+use support::client::pattern;
 use support::{Cluster, POOL, any_port, object};
 
 #[test]
@@ -117,12 +118,34 @@ fn io_goes_on_without_the_state_store() {
 fn strangers_are_turned_away() {
     let mut cluster = Cluster::start(1);
     cluster.serve(&[1]);
-    let address = cluster.handle(1).address();
-    let (_, answer) = Client::introduce(address, Uuid::new_v4(), OsdId(1), 5);
-    assert_eq!(answer, Message::Refuse(Refusal::Cluster));
-    let (_, answer) = Client::introduce(address, cluster.id, OsdId(2), 5);
-    assert_eq!(answer, Message::Refuse(Refusal::Target));
+    let refusal = |id, target| cluster.introduce(1, id, target, None).err();
+    assert_eq!(refusal(Uuid::new_v4(), OsdId(1)), Some(Refusal::Cluster));
+    assert_eq!(refusal(cluster.id, OsdId(2)), Some(Refusal::Target));
+    assert_eq!(cluster.introduce(1, cluster.id, OsdId(1), key(1, false)).err(), Some(Refusal::KeyUnexpected));
     cluster.client(1).write(object(0), 0, &pattern(1, 1));
+}
+
+fn key(byte: u8, encrypt: bool) -> Option<Credentials> {
+    Some(Credentials { key: ClusterKey::from_bytes([byte; 32]), encrypt })
+}
+
+#[test]
+fn a_guarded_cluster_serves_those_who_have_its_key() {
+    for encrypt in [false, true] {
+        let mut cluster = Cluster::start_guarded(2, key(1, encrypt).expect("a key"));
+        cluster.serve(&[1, 2]);
+        let mut client = cluster.client(1);
+        let data = pattern(4, 64);
+        client.write(object(0), 8, &data);
+        assert!(client.read(object(0), 8, 64) == data);
+        cluster.wait(2, "the copy", |live| live.store.objects == 1);
+        let refusal = |credentials| cluster.introduce(1, cluster.id, OsdId(1), credentials).err();
+        assert_eq!(refusal(None), Some(Refusal::KeyMissing));
+        assert_eq!(refusal(key(2, encrypt)), Some(Refusal::Key));
+        // One that wants encryption gets it.
+        assert!(cluster.introduce(1, cluster.id, OsdId(1), key(1, true)).is_ok());
+        assert!(client.read(object(0), 8, 64) == data, "others did not notice");
+    }
 }
 
 #[test]

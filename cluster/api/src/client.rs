@@ -6,6 +6,7 @@ use std::sync::Arc;
 use buffer::Buffer;
 use cluster_client::{ClientOptions, ImageId, ImageOp, ImageOptions, ImageReply};
 use cluster_io::entropy;
+use cluster_proto::auth::Credentials;
 use cluster_proto::map::ImageMeta;
 use cluster_proto::{ClientId, Status, Uuid};
 use cluster_state::StateStore;
@@ -62,9 +63,18 @@ impl Client {
     /// `NotFound`: there is no cluster in the store. `State`: the store cannot be reached. `Environment`: no io_uring, or no
     /// thread can be started.
     pub async fn connect(state: Arc<dyn StateStore>) -> Result<Client, Error> {
+        Self::connect_with(state, None).await
+    }
+
+    /// The same, to a cluster that has a key.
+    ///
+    /// # Errors
+    /// As [`Client::connect`]. A key that is wrong or missing is no error here: OSDs refuse the connections, the log says so, and
+    /// operations wait.
+    pub async fn connect_with(state: Arc<dyn StateStore>, credentials: Option<Credentials>) -> Result<Client, Error> {
         let cluster = cluster_id(&*state).await?;
         let id = ClientId(entropy::random_u64()?.max(1));
-        let options = ClientOptions { id, cluster };
+        let options = ClientOptions { id, cluster, credentials };
         let commands = shard::start(options, state.clone(), &Handle::current()).await?;
         let permits = Arc::new(Semaphore::new(PERMITS));
         Ok(Client { inner: Arc::new(Inner { state, cluster, commands, permits }) })

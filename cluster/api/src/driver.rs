@@ -18,9 +18,9 @@
 use std::time::Instant;
 
 use cluster_client::{Client, ClientOptions, Output};
-use cluster_io::{ConnId, Event, Reactor, Received, clock};
+use cluster_io::{ConnId, Event, Reactor, Received, clock, entropy};
 use cluster_proto::link::{LinkId, Millis};
-use cluster_proto::wire::{Decoder, Message, encode};
+use cluster_proto::wire::{Channel, Message, Nonce};
 use rustc_hash::FxHashMap;
 
 use crate::feed::KeyChange;
@@ -29,7 +29,7 @@ use crate::feed::KeyChange;
 struct Peer {
     conn: ConnId,
     link: LinkId,
-    decoder: Decoder,
+    channel: Channel,
 }
 
 /// A [`Client`] with its connections. One per thread; nothing is shared.
@@ -81,8 +81,10 @@ impl ClientDriver {
     pub fn handle_event(&mut self, io: &mut Reactor, event: Event) {
         match event {
             Event::Connected { conn } => {
-                if let Some(peer) = self.peer(conn) {
-                    self.client.handle_connected(now_ms(io), peer.link);
+                let Some(link) = self.peer(conn).map(|peer| peer.link) else { return };
+                match entropy::bytes() {
+                    Ok(nonce) => self.client.handle_connected(now_ms(io), link, Nonce(nonce)),
+                    Err(error) => self.break_off(io, conn, &error),
                 }
             }
             Event::Received { conn, data } => self.handle_received(io, conn, &data),
@@ -113,17 +115,27 @@ impl ClientDriver {
         if self.client.poll_timeout() <= now {
             self.client.handle_timeout(now);
         }
+        self.carry_out(io);
+    }
+
+    fn carry_out(&mut self, io: &mut Reactor) {
         while let Some(output) = self.client.poll_output() {
             match output {
                 Output::Send { link, message } => self.send(io, link, &message),
+                Output::Introduced { link, session } => {
+                    if let Some(peer) = self.peer_by_link(link) {
+                        peer.channel.introduce(session);
+                    }
+                }
+                Output::Notice(text) => tracing::warn!("{text}"),
                 Output::Connect { link, address } => {
                     let conn = io.connect_tcp(address);
-                    self.insert(Peer { conn, link, decoder: Decoder::new() });
+                    self.insert(Peer { conn, link, channel: Channel::new() });
                 }
                 Output::Close(link) => {
-                    if let Some(&conn) = self.conns.get(&link) {
-                        self.remove(conn);
-                        io.abort(conn);
+                    if let Some(peer) = self.conns.get(&link).copied().and_then(|conn| self.remove(conn)) {
+                        // A refusal is worth being read; what was sent to an OSD that is given up is not.
+                        if peer.channel.is_introduced() { io.abort(peer.conn) } else { io.close(peer.conn) }
                     }
                 }
             }
@@ -162,10 +174,19 @@ impl ClientDriver {
         Some(peer)
     }
 
-    fn send(&self, io: &mut Reactor, link: LinkId, message: &Message) {
-        let Some(&conn) = self.conns.get(&link) else { return };
+    fn peer_by_link(&mut self, link: LinkId) -> Option<&mut Peer> {
+        self.peer_mut(*self.conns.get(&link)?)
+    }
+
+    fn peer_mut(&mut self, conn: ConnId) -> Option<&mut Peer> {
+        self.peers.get_mut(conn.index())?.as_mut().filter(|peer| peer.conn == conn)
+    }
+
+    fn send(&mut self, io: &mut Reactor, link: LinkId, message: &Message) {
+        let Some(peer) = self.peer_by_link(link) else { return };
+        let conn = peer.conn;
         let mut payload = None;
-        io.send_with(conn, |out| payload = encode(message, out));
+        io.send_with(conn, |out| payload = peer.channel.encode(message, out));
         if let Some(payload) = payload {
             io.send_buffer(conn, payload);
         }
@@ -174,22 +195,27 @@ impl ClientDriver {
     fn handle_received(&mut self, io: &mut Reactor, conn: ConnId, data: &Received) {
         let now = now_ms(io);
         let mut input: &[u8] = data;
-        loop {
-            let Some(Some(peer)) = self.peers.get_mut(conn.index()) else { return };
-            match peer.decoder.decode(&mut input) {
+        while let Some(peer) = self.peer_mut(conn) {
+            let link = peer.link;
+            match peer.channel.decode(&mut input) {
                 Ok(Some(message)) => {
-                    let link = peer.link;
+                    let is_introduced = peer.channel.is_introduced();
                     self.client.handle_message(now, link, message);
+                    if !is_introduced {
+                        self.carry_out(io);
+                    }
                 }
                 Ok(None) => return,
-                Err(error) => {
-                    tracing::error!("closing a connection to an OSD: {error}");
-                    let link = peer.link;
-                    self.remove(conn);
-                    io.abort(conn);
-                    return self.client.handle_closed(now, link);
-                }
+                Err(error) => return self.break_off(io, conn, &error),
             }
+        }
+    }
+
+    fn break_off(&mut self, io: &mut Reactor, conn: ConnId, error: &dyn std::fmt::Display) {
+        if let Some(peer) = self.remove(conn) {
+            tracing::error!("closing a connection to an OSD: {error}");
+            io.abort(conn);
+            self.client.handle_closed(now_ms(io), peer.link);
         }
     }
 }

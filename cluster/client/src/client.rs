@@ -4,11 +4,12 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
+use cluster_proto::auth::Credentials;
 use cluster_proto::ids::{ClientId, Incarnation, OsdId};
 use cluster_proto::link::{Identity, LinkAction, LinkId, Millis, Outgoing};
 use cluster_proto::locks::Locks;
 use cluster_proto::map::{ClusterMap, MapChange, SchemaError};
-use cluster_proto::wire::{Message, Role};
+use cluster_proto::wire::{Message, Nonce, Refusal, Role, Session, Welcome};
 use cluster_proto::{Status, Uuid};
 
 use crate::image::{Image, ImageId};
@@ -20,12 +21,14 @@ use crate::table::Table;
 const TICK_MS: u64 = 100;
 
 /// What a client is told about itself at start.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ClientOptions {
     /// Random, new for every instance, not 0.
     pub id: ClientId,
     /// The cluster.
     pub cluster: Uuid,
+    /// Its key, if it has one.
+    pub credentials: Option<Credentials>,
 }
 
 /// What the core asks of its driver. To be carried out in order.
@@ -45,6 +48,16 @@ pub enum Output {
         /// What.
         message: Message,
     },
+    /// Who is at the other end is settled: the connection's [`Channel`](cluster_proto::wire::Channel) must know before it decodes
+    /// or encodes another message.
+    Introduced {
+        /// Which.
+        link: LinkId,
+        /// What it is to be sealed with, if it is.
+        session: Option<Box<Session>>,
+    },
+    /// An operator should read this. No secrets.
+    Notice(String),
     /// Close at once. Not reported back.
     Close(LinkId),
 }
@@ -84,6 +97,7 @@ impl Client {
             cluster: options.cluster,
             role: Role::Client(options.id),
             incarnation: Incarnation(options.id.0),
+            credentials: options.credentials,
         };
         Self {
             identity,
@@ -135,14 +149,13 @@ impl Client {
         Ok(())
     }
 
-    /// A connection that [`Output::Connect`] asked for is open.
-    pub fn handle_connected(&mut self, now: Millis, link: LinkId) {
+    /// A connection that [`Output::Connect`] asked for is open. `nonce` is random, new for every connection.
+    pub fn handle_connected(&mut self, now: Millis, link: LinkId, nonce: Nonce) {
         self.now = now;
-        let identity = self.identity;
-        if let Some(out) = self.by_link(link) {
-            out.handle_connected();
-            let message = Message::Hello(identity.hello(out.target()));
-            self.outputs.push_back(Output::Send { link, message });
+        let Self { links, identity, outputs, .. } = self;
+        let out = links.values_mut().find(|out| out.link() == Some(link));
+        if let Some(message) = out.and_then(|out| out.handle_connected(identity, nonce)) {
+            outputs.push_back(Output::Send { link, message });
         }
     }
 
@@ -159,21 +172,44 @@ impl Client {
     /// A message arrived.
     pub fn handle_message(&mut self, now: Millis, link: LinkId, message: Message) {
         self.now = now;
-        let identity = self.identity;
         let Some(out) = self.by_link(link) else { return };
         out.heard(now);
+        let is_ready = out.ready().is_some();
         match message {
-            Message::Reply(reply) => self.handle_reply(link, reply),
-            Message::Pong => {}
-            Message::Welcome(welcome) if out.ready().is_none() && out.handle_welcome(now, &identity, &welcome) => {
+            Message::Reply(reply) if is_ready => self.handle_reply(link, reply),
+            Message::Pong if is_ready => out.handle_pong(),
+            Message::Welcome(welcome) if !is_ready => self.handle_welcome(link, &welcome),
+            Message::Refuse(why) => self.give_up(link, Some(why)),
+            _ => self.give_up(link, None),
+        }
+    }
+
+    fn handle_welcome(&mut self, link: LinkId, welcome: &Welcome) {
+        let Self { links, identity, now, .. } = self;
+        let Some(out) = links.values_mut().find(|out| out.link() == Some(link)) else { return };
+        match out.handle_welcome(*now, identity, welcome) {
+            Ok(introduced) => {
+                if let Some(message) = introduced.answer {
+                    self.outputs.push_back(Output::Send { link, message });
+                }
+                self.outputs.push_back(Output::Introduced { link, session: introduced.session });
                 self.send_unsent();
             }
-            _ => {
-                // Refused, or not what an OSD may say: try again later, perhaps elsewhere.
-                self.outputs.push_back(Output::Close(link));
-                self.handle_closed(now, link);
+            Err(why) => {
+                self.outputs.push_back(Output::Send { link, message: Message::Refuse(why) });
+                self.give_up(link, Some(why));
             }
         }
+    }
+
+    /// One side refused, or the other said what an OSD may not say: try again later, perhaps elsewhere.
+    fn give_up(&mut self, link: LinkId, why: Option<Refusal>) {
+        if let (Some(why), Some(out)) = (why, self.by_link(link)) {
+            let text = format!("no connection to osd {}: {why}", out.target());
+            self.outputs.push_back(Output::Notice(text));
+        }
+        self.outputs.push_back(Output::Close(link));
+        self.handle_closed(self.now, link);
     }
 
     /// The time [`Client::poll_timeout`] named has come.

@@ -10,6 +10,16 @@ pub fn random_u64() -> Result<u64, Error> {
     getrandom::u64().map_err(no_entropy)
 }
 
+/// `N` unpredictable bytes.
+///
+/// # Errors
+/// As [`random_u64`].
+pub fn bytes<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    fill(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Fills `bytes` with unpredictable bits.
 ///
 /// # Errors
@@ -32,5 +42,6 @@ mod tests {
         let mut bytes = [0u8; 64];
         super::fill(&mut bytes).unwrap();
         assert_ne!(bytes, [0; 64]);
+        assert_ne!(super::bytes::<32>().unwrap(), super::bytes::<32>().unwrap());
     }
 }

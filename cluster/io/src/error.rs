@@ -11,8 +11,10 @@ pub enum ErrorKind {
     AddressInUse,
     /// Another process has that disk open exclusively.
     Locked,
-    /// The disk is not something a store can live on: a directory, a character device.
+    /// The disk is not something a store can live on, or the file not one that holds a secret: a directory, a device.
     Unsuitable,
+    /// A file with a secret is open to others.
+    Exposed,
     /// Anything else the kernel refused; the source says why.
     Os,
 }

@@ -5,10 +5,11 @@
 //! multishot accept and multishot receive into provided buffers; disks use plain vectored reads and writes, with
 //! `O_DIRECT` where the file system lets us. Needs Linux 6.1.
 //!
-//! This is one of the two crates with unsafe code; it is confined to the modules that talk to the kernel.
+//! This is one of the crates with unsafe code; it is confined to the modules that talk to the kernel.
 
 pub mod clock;
 pub mod entropy;
+pub mod secret;
 
 mod conn;
 mod disk;

@@ -2,6 +2,7 @@
 //! group, every limit, the operations on a shard, the messages between clients and OSDs, and the schema of the cluster
 //! state. No I/O, no clock, no decisions.
 
+pub mod auth;
 pub mod crc;
 pub mod ids;
 pub mod layout;

@@ -36,6 +36,8 @@ pub const WIRE_PAYLOAD_MAX: usize = BLOCK_SIZE_MAX as usize;
 pub const WIRE_BODY_MAX: usize = 60 << 10;
 /// Body that a peer may send before it has introduced itself; it may not send payload. Bytes.
 pub const WIRE_BODY_MAX_BEFORE_HELLO: usize = 256;
+/// What one sealed record of an encrypted connection holds. Bytes. A message's head fits, and a usual message with all of its payload.
+pub const WIRE_RECORD_MAX: usize = 256 << 10;
 /// Object heads in one message of a list.
 pub const WIRE_HEADS_MAX: usize = 1024;
 /// Remembered requests that travel with one object in recovery; the newest are kept.

@@ -1,13 +1,26 @@
-//! The connecting side of a connection to an OSD, as a state machine: connect, introduce, keep alive, back off. Clients
-//! and primaries use the same one. Times are milliseconds on the caller's monotonic clock.
+//! Both sides of a connection to an OSD, as state machines. [`Outgoing`] connects, introduces itself, keeps alive, backs off;
+//! clients and primaries use the same one. [`Accepting`] is the introduction as the OSD at the other end sees it. Times are
+//! milliseconds on the caller's monotonic clock.
+//!
+//! ```text
+//! connecting side                                accepting side
+//!   Hello {who, security, nonce}          -->
+//!                                         <--    Welcome {who, security, nonce} proof      or Refuse
+//!   Proof                                 -->                                              or Refuse
+//! ```
+//!
+//! Without cluster keys there are no proofs: the accepting side takes the Hello for an introduction. With them it takes
+//! nothing before the Proof as one. If either side wants encryption, all is sealed that follows the Welcome in one direction
+//! and the Proof in the other.
 
 use std::net::SocketAddr;
 
 use uuid::Uuid;
 
+use crate::auth::{Credentials, Introductions, Side};
 use crate::ids::{Incarnation, OsdId};
 use crate::limits::{HELLO_TIMEOUT_MS, PING_INTERVAL_MS, PING_TIMEOUT_MS};
-use crate::wire::{Hello, PROTOCOL, Role};
+use crate::wire::{Hello, Message, Nonce, PROTOCOL, Refusal, Role, Security, Session, Welcome};
 
 /// Milliseconds on a monotonic clock.
 pub type Millis = u64;
@@ -22,7 +35,7 @@ const BACKOFF_MAX_MS: u64 = 500;
 pub struct LinkId(pub u64);
 
 /// Who we are, for introductions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Identity {
     /// Our cluster.
     pub cluster: Uuid,
@@ -30,20 +43,63 @@ pub struct Identity {
     pub role: Role,
     /// Our run.
     pub incarnation: Incarnation,
+    /// The cluster's key, if it has one.
+    pub credentials: Option<Credentials>,
 }
 
 impl Identity {
-    /// Our introduction to an OSD.
-    pub fn hello(&self, target: OsdId) -> Hello {
-        Hello { protocol: PROTOCOL, cluster: self.cluster, role: self.role, incarnation: self.incarnation, target }
+    /// Our introduction, to an OSD or as one. `nonce` must be unpredictable and never used before.
+    pub fn hello(&self, target: OsdId, nonce: Nonce) -> Hello {
+        Hello {
+            protocol: PROTOCOL,
+            cluster: self.cluster,
+            role: self.role,
+            incarnation: self.incarnation,
+            target,
+            security: self.security(),
+            nonce,
+        }
     }
+
+    fn security(&self) -> Security {
+        match &self.credentials {
+            None => Security::Open,
+            Some(Credentials { encrypt: false, .. }) => Security::Proved,
+            Some(Credentials { encrypt: true, .. }) => Security::Encrypted,
+        }
+    }
+
+    /// What both sides judge alike of the other's introduction, apart from who it is.
+    fn judge(&self, other: &Hello) -> Result<(), Refusal> {
+        if other.protocol != PROTOCOL {
+            Err(Refusal::Protocol)
+        } else if other.cluster != self.cluster {
+            Err(Refusal::Cluster)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A settled introduction.
+#[derive(Debug)]
+pub struct Introduced {
+    /// Who is at the other end.
+    pub role: Role,
+    /// Its run.
+    pub incarnation: Incarnation,
+    /// To be sent, in plain.
+    pub answer: Option<Message>,
+    /// From then on everything is sealed and opened with this, if it is to be encrypted. Either way the connection's decoder is
+    /// told ([`Decoder::introduce`](crate::wire::Decoder::introduce)) before it gets another byte.
+    pub session: Option<Box<Session>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     Backoff { until: Millis },
     Connecting { link: LinkId, address: SocketAddr, deadline: Millis },
-    Handshaking { link: LinkId, address: SocketAddr, deadline: Millis },
+    Handshaking { link: LinkId, address: SocketAddr, deadline: Millis, nonce: Nonce },
     Ready(Ready),
 }
 
@@ -132,7 +188,7 @@ impl Outgoing {
                 Some(LinkAction::Connect(address))
             }
             State::Connecting { link, address: used, deadline }
-            | State::Handshaking { link, address: used, deadline } => {
+            | State::Handshaking { link, address: used, deadline, .. } => {
                 let link = *link;
                 (*deadline <= now || address.is_some_and(|a| a != *used)).then(|| self.give_up(now, link))
             }
@@ -155,33 +211,62 @@ impl Outgoing {
         LinkAction::Close(link)
     }
 
-    /// The connection is open: send the introduction now.
-    pub fn handle_connected(&mut self) {
-        if let State::Connecting { link, address, deadline } = self.state {
-            self.state = State::Handshaking { link, address, deadline };
-        }
+    /// The connection is open: send the message now. `nonce` must be unpredictable and never used before.
+    pub fn handle_connected(&mut self, identity: &Identity, nonce: Nonce) -> Option<Message> {
+        let State::Connecting { link, address, deadline } = self.state else { return None };
+        self.state = State::Handshaking { link, address, deadline, nonce };
+        Some(Message::Hello(identity.hello(self.target, nonce)))
     }
 
-    /// The OSD has introduced itself. False if it is not who we want: close the connection.
-    pub fn handle_welcome(&mut self, now: Millis, identity: &Identity, welcome: &Hello) -> bool {
-        let State::Handshaking { link, address, .. } = self.state else { return false };
-        let ok = welcome.protocol == PROTOCOL
-            && welcome.cluster == identity.cluster
-            && welcome.role == Role::Osd(self.target);
-        if ok {
-            let incarnation = welcome.incarnation;
-            self.state = State::Ready(Ready {
-                link,
-                address,
-                incarnation,
-                heard: now,
-                pinged: now,
-                waiting: false,
-                answered: now,
-            });
-            self.failures = 0;
+    /// The OSD has introduced itself.
+    ///
+    /// # Errors
+    /// It is not who we want, or cannot prove it: send the refusal, so that its operator sees it too, and close the connection.
+    pub fn handle_welcome(
+        &mut self,
+        now: Millis,
+        identity: &Identity,
+        welcome: &Welcome,
+    ) -> Result<Introduced, Refusal> {
+        let State::Handshaking { link, address, nonce, .. } = self.state else { return Err(Refusal::NotHello) };
+        let introduced = self.judge(identity, nonce, welcome)?;
+        self.state = State::Ready(Ready {
+            link,
+            address,
+            incarnation: introduced.incarnation,
+            heard: now,
+            pinged: now,
+            waiting: false,
+            answered: now,
+        });
+        self.failures = 0;
+        Ok(introduced)
+    }
+
+    fn judge(
+        &self,
+        identity: &Identity,
+        nonce: Nonce,
+        Welcome { hello: other, proof }: &Welcome,
+    ) -> Result<Introduced, Refusal> {
+        identity.judge(other)?;
+        if other.role != Role::Osd(self.target) {
+            return Err(Refusal::Target);
         }
-        ok
+        let (role, incarnation) = (other.role, other.incarnation);
+        let (credentials, proof) = match (&identity.credentials, proof) {
+            (None, None) => return Ok(Introduced { role, incarnation, answer: None, session: None }),
+            (None, Some(_)) => return Err(Refusal::KeyMissing),
+            (Some(_), None) => return Err(Refusal::KeyUnexpected),
+            (Some(credentials), Some(proof)) => (credentials, proof),
+        };
+        let hello = identity.hello(self.target, nonce);
+        let both = Introductions { hello: &hello, welcome: other };
+        if !both.is_proved(&credentials.key, Side::Accepting, proof) {
+            return Err(Refusal::Key);
+        }
+        let answer = Some(Message::Proof(both.proof(&credentials.key, Side::Connecting)));
+        Ok(Introduced { role, incarnation, answer, session: both.session(credentials, Side::Connecting) })
     }
 
     /// Something arrived.
@@ -216,13 +301,105 @@ impl Outgoing {
     }
 }
 
+/// What is to be done about a message of somebody who is not introduced yet.
+#[derive(Debug)]
+pub enum Accepted {
+    /// Send this; more is to come.
+    Answer(Message),
+    /// It is introduced.
+    Introduced(Introduced),
+    /// Send the refusal and close the connection.
+    Refused(Refusal),
+    /// The other side does not want us: close the connection.
+    Left(Refusal),
+}
+
+/// The introduction of a connection that somebody made to us, an OSD. Nobody is introduced before it says so; once it has,
+/// it has done its work. Its owner keeps the time: [`HELLO_TIMEOUT_MS`].
+#[derive(Debug)]
+pub struct Accepting {
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    AwaitHello { nonce: Nonce },
+    AwaitProof { hello: Hello, welcome: Hello },
+    Over,
+}
+
+impl Accepting {
+    /// Somebody connected. `nonce` must be unpredictable and never used before.
+    pub fn new(nonce: Nonce) -> Self {
+        Self { stage: Stage::AwaitHello { nonce } }
+    }
+
+    /// A message arrived.
+    pub fn handle(&mut self, identity: &Identity, message: &Message) -> Accepted {
+        match (std::mem::replace(&mut self.stage, Stage::Over), message) {
+            (_, Message::Refuse(why)) => Accepted::Left(*why),
+            (Stage::AwaitHello { nonce }, Message::Hello(hello)) => self.handle_hello(identity, *hello, nonce),
+            (Stage::AwaitProof { hello, welcome }, Message::Proof(proof)) => {
+                let both = Introductions { hello: &hello, welcome: &welcome };
+                match &identity.credentials {
+                    Some(credentials) if both.is_proved(&credentials.key, Side::Connecting, proof) => {
+                        let session = both.session(credentials, Side::Accepting);
+                        let (role, incarnation) = (hello.role, hello.incarnation);
+                        Accepted::Introduced(Introduced { role, incarnation, answer: None, session })
+                    }
+                    _ => Accepted::Refused(Refusal::Key),
+                }
+            }
+            _ => Accepted::Refused(Refusal::NotHello),
+        }
+    }
+
+    fn handle_hello(&mut self, identity: &Identity, hello: Hello, nonce: Nonce) -> Accepted {
+        if let Err(refusal) = judge_caller(identity, &hello) {
+            return Accepted::Refused(refusal);
+        }
+        let welcome = identity.hello(hello.target, nonce);
+        let Some(credentials) = &identity.credentials else {
+            let (role, incarnation) = (hello.role, hello.incarnation);
+            let answer = Some(Message::Welcome(Welcome { hello: welcome, proof: None }));
+            return Accepted::Introduced(Introduced { role, incarnation, answer, session: None });
+        };
+        let both = Introductions { hello: &hello, welcome: &welcome };
+        let proof = Some(both.proof(&credentials.key, Side::Accepting));
+        self.stage = Stage::AwaitProof { hello, welcome };
+        Accepted::Answer(Message::Welcome(Welcome { hello: welcome, proof }))
+    }
+}
+
+fn judge_caller(identity: &Identity, hello: &Hello) -> Result<(), Refusal> {
+    identity.judge(hello)?;
+    if identity.role != Role::Osd(hello.target) {
+        return Err(Refusal::Target);
+    }
+    match (identity.credentials.is_some(), hello.security.is_proved()) {
+        (true, false) => Err(Refusal::KeyMissing),
+        (false, true) => Err(Refusal::KeyUnexpected),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ids::ClientId;
 
     fn identity() -> Identity {
-        Identity { cluster: Uuid::from_u128(1), role: Role::Client(ClientId(5)), incarnation: Incarnation(6) }
+        Identity {
+            cluster: Uuid::from_u128(1),
+            role: Role::Client(ClientId(5)),
+            incarnation: Incarnation(6),
+            credentials: None,
+        }
+    }
+
+    fn welcome(osd: OsdId) -> Welcome {
+        let hello = Hello { role: Role::Osd(osd), incarnation: Incarnation(9), ..identity().hello(osd, Nonce::ZERO) };
+        Welcome { hello, proof: None }
     }
 
     fn address(port: u16) -> SocketAddr {
@@ -233,9 +410,9 @@ mod tests {
         let mut out = Outgoing::new(OsdId(1));
         assert_eq!(out.poll(0, None, LinkId(1)), None);
         assert_eq!(out.poll(0, Some(address(1)), LinkId(1)), Some(LinkAction::Connect(address(1))));
-        out.handle_connected();
-        let welcome = Hello { role: Role::Osd(OsdId(1)), incarnation: Incarnation(9), ..identity().hello(OsdId(1)) };
-        assert!(out.handle_welcome(10, &identity(), &welcome));
+        assert!(out.handle_connected(&identity(), Nonce::ZERO).is_some());
+        let introduced = out.handle_welcome(10, &identity(), &welcome(OsdId(1))).unwrap();
+        assert_eq!((introduced.role, introduced.incarnation), (Role::Osd(OsdId(1)), Incarnation(9)));
         assert_eq!(out.ready(), Some((LinkId(1), Incarnation(9))));
         out
     }
@@ -267,9 +444,8 @@ mod tests {
     fn a_stranger_is_not_accepted() {
         let mut out = Outgoing::new(OsdId(1));
         out.poll(0, Some(address(1)), LinkId(1));
-        out.handle_connected();
-        let other = Hello { role: Role::Osd(OsdId(2)), ..identity().hello(OsdId(1)) };
-        assert!(!out.handle_welcome(0, &identity(), &other));
+        out.handle_connected(&identity(), Nonce::ZERO);
+        assert_eq!(out.handle_welcome(0, &identity(), &welcome(OsdId(2))).err(), Some(Refusal::Target));
         assert_eq!(out.ready(), None);
     }
 }

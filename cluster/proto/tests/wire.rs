@@ -17,7 +17,22 @@ fn hello() -> Message {
         role: Role::Client(ClientId(9)),
         incarnation: Incarnation(3),
         target: OsdId(2),
+        security: Security::Encrypted,
+        nonce: Nonce([7; 32]),
     })
+}
+
+fn welcome(security: Security, proof: Option<Proof>) -> Welcome {
+    let hello = Hello {
+        protocol: PROTOCOL,
+        cluster: Uuid::from_u128(7),
+        role: Role::Osd(OsdId(2)),
+        incarnation: Incarnation(4),
+        target: OsdId(2),
+        security,
+        nonce: Nonce([6; 32]),
+    };
+    Welcome { hello, proof }
 }
 
 fn object() -> ObjectId {
@@ -51,13 +66,9 @@ fn samples() -> Vec<Message> {
     let outcome = |outcome| Message::SubReply(SubReply { id: 8, outcome, free_bytes: 1 << 40 });
     let object = object();
     vec![
-        Message::Welcome(Hello {
-            protocol: PROTOCOL,
-            cluster: Uuid::from_u128(7),
-            role: Role::Osd(OsdId(2)),
-            incarnation: Incarnation(4),
-            target: OsdId(2),
-        }),
+        Message::Welcome(welcome(Security::Open, None)),
+        Message::Welcome(welcome(Security::Proved, Some(Proof([9; 32])))),
+        Message::Proof(Proof([8; 32])),
         Message::Refuse(Refusal::Cluster),
         Message::Ping,
         Message::Pong,
@@ -145,6 +156,9 @@ fn decode_in(chunks: impl Iterator<Item = Vec<u8>>) -> Result<Vec<Message>, Deco
     for chunk in chunks {
         let mut input = &chunk[..];
         while let Some(message) = decoder.decode(&mut input)? {
+            if matches!(message, Message::Hello(_)) {
+                decoder.introduce(None);
+            }
             got.push(message);
         }
         assert!(input.is_empty(), "a decoder that wants more has taken everything");
@@ -164,6 +178,33 @@ fn every_message_survives_whole_and_byte_by_byte() {
     let bytes = to_bytes(&all);
     assert_eq!(decode_in([bytes.clone()].into_iter()).unwrap(), all);
     assert_eq!(decode_in(bytes.chunks(1).map(<[u8]>::to_vec)).unwrap(), all);
+}
+
+#[test]
+fn a_hello_alone_does_not_lift_the_bounds() {
+    let mut decoder = Decoder::new();
+    let large = samples().into_iter().find(|m| to_bytes(std::slice::from_ref(m)).len() > 512).unwrap();
+    let bytes = to_bytes(&[hello(), large]);
+    let mut input = &bytes[..];
+    assert_eq!(decoder.decode(&mut input), Ok(Some(hello())));
+    assert!(!decoder.is_introduced());
+    assert!(decoder.decode(&mut input).is_err());
+}
+
+#[test]
+fn the_introduction_of_another_version_can_be_read() {
+    let Message::Hello(ours) = hello() else { unreachable!("it is a hello") };
+    let theirs = Hello { protocol: PROTOCOL + 1, ..ours };
+    let mut bytes = to_bytes(&[Message::Hello(theirs)]);
+    // Everything behind the frozen part means something else there, and there is more of it.
+    bytes[HEADER_LEN + 3..HEADER_LEN + 8].fill(0xFF);
+    bytes.splice(HEADER_LEN + 48.., [0xEE; 64]);
+    bytes[6..8].copy_from_slice(&112u16.to_le_bytes());
+    bytes[12..16].fill(0);
+    let crc = cluster_proto::crc::crc32c(&bytes);
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    let expected = Hello { security: Security::Open, nonce: Nonce::ZERO, ..theirs };
+    assert_eq!(decode_in([bytes].into_iter()).unwrap(), [Message::Hello(expected)]);
 }
 
 #[test]

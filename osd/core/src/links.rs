@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use cluster_proto::ids::{ClientId, Incarnation, OsdId};
 use cluster_proto::limits::{HELLO_TIMEOUT_MS, PING_TIMEOUT_MS};
-use cluster_proto::link::{LinkId, Millis, Outgoing};
+use cluster_proto::link::{Accepting, LinkId, Millis, Outgoing};
 use cluster_proto::map::Member;
+use cluster_proto::wire::Nonce;
 
 use crate::pg::Peer;
 
@@ -23,6 +24,8 @@ pub(crate) enum Caller {
 #[derive(Debug)]
 pub(crate) struct Incoming {
     pub caller: Caller,
+    /// Its introduction, as long as it is unknown.
+    pub accepting: Accepting,
     pub heard: Millis,
     /// When we last said something to the other side that lets it count on us as a member of its PGs.
     pub granted: Millis,
@@ -41,10 +44,11 @@ impl Links {
         LinkId(self.last)
     }
 
-    pub fn accept(&mut self, now: Millis) -> LinkId {
+    pub fn accept(&mut self, now: Millis, nonce: Nonce) -> LinkId {
         let link = self.fresh();
         let caller = Caller::Unknown { deadline: now + HELLO_TIMEOUT_MS };
-        self.incoming.insert(link, Incoming { caller, heard: now, granted: now });
+        let accepting = Accepting::new(nonce);
+        self.incoming.insert(link, Incoming { caller, accepting, heard: now, granted: now });
         link
     }
 

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 
+use cluster_proto::auth::Credentials;
 use cluster_proto::ids::{ClientId, Incarnation, OsdId, PgId};
-use cluster_proto::link::{Identity, LinkAction, LinkId, Millis};
+use cluster_proto::link::{Accepted, Identity, Introduced, LinkAction, LinkId, Millis};
 use cluster_proto::map::{Activation, ClusterMap, MapChange, Member, OsdStats, SchemaError};
 use cluster_proto::shard::{ShardIndex, ShardOp, ShardOutcome};
-use cluster_proto::wire::{Hello, Message, PROTOCOL, Refusal, Role, SubReply};
+use cluster_proto::wire::{Message, Nonce, Refusal, Role, Session, SubReply, Welcome};
 use cluster_proto::{Epoch, Uuid};
 use rustc_hash::FxBuildHasher;
 
@@ -24,7 +25,7 @@ use crate::secondary::HeldQuery;
 const TICK_MS: u64 = 100;
 
 /// What an OSD is told about itself at start.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct OsdOptions {
     /// Its number.
     pub id: OsdId,
@@ -34,6 +35,8 @@ pub struct OsdOptions {
     pub incarnation: Incarnation,
     /// When it began.
     pub started: Millis,
+    /// The cluster's key, if it has one.
+    pub credentials: Option<Credentials>,
 }
 
 /// What the core asks of its driver. To be carried out in order.
@@ -52,6 +55,14 @@ pub enum Output {
         link: LinkId,
         /// What.
         message: Message,
+    },
+    /// Who is at the other end is settled: the connection's [`Channel`](cluster_proto::wire::Channel) must know before it decodes
+    /// or encodes another message.
+    Introduced {
+        /// Which.
+        link: LinkId,
+        /// What it is to be sealed with, if it is.
+        session: Option<Box<Session>>,
     },
     /// Send what is queued, then close. Not reported back.
     Close(LinkId),
@@ -82,6 +93,7 @@ pub enum Output {
 /// nothing resumes in the middle of a function.
 pub struct Osd {
     pub(crate) options: OsdOptions,
+    identity: Identity,
     pub(crate) map: ClusterMap,
     pub(crate) links: Links,
     pub(crate) pgs: BTreeMap<PgId, Pg>,
@@ -109,8 +121,16 @@ pub struct Osd {
 impl Osd {
     /// An OSD that knows nothing yet: feed it the cluster state.
     pub fn new(options: OsdOptions) -> Self {
+        let identity = Identity {
+            cluster: options.cluster,
+            role: Role::Osd(options.id),
+            incarnation: options.incarnation,
+            credentials: options.credentials.clone(),
+        };
         Self {
+            stats: OsdStats { incarnation: options.incarnation, ..OsdStats::default() },
             options,
+            identity,
             map: ClusterMap::default(),
             links: Links::default(),
             pgs: BTreeMap::new(),
@@ -121,7 +141,6 @@ impl Osd {
             free_bytes: BTreeMap::new(),
             early_queries: BTreeMap::new(),
             outputs: VecDeque::new(),
-            stats: OsdStats { incarnation: options.incarnation, ..OsdStats::default() },
             registered: 0,
             recovery: RecoveryPace::default(),
             code: Codes::default(),
@@ -175,18 +194,17 @@ impl Osd {
         Ok(())
     }
 
-    /// Somebody connected; returns the connection's name.
-    pub fn handle_accepted(&mut self, now: Millis) -> LinkId {
-        self.links.accept(now)
+    /// Somebody connected; `nonce` is random, new for every connection. Returns the connection's name.
+    pub fn handle_accepted(&mut self, now: Millis, nonce: Nonce) -> LinkId {
+        self.links.accept(now, nonce)
     }
 
-    /// A connection that [`Output::Connect`] asked for is open.
-    pub fn handle_connected(&mut self, _now: Millis, link: LinkId) {
-        let identity = self.identity();
-        if let Some(out) = self.links.outgoing_by_link(link) {
-            out.handle_connected();
-            let message = Message::Hello(identity.hello(out.target()));
-            self.outputs.push_back(Output::Send { link, message });
+    /// A connection that [`Output::Connect`] asked for is open. `nonce` is random, new for every connection.
+    pub fn handle_connected(&mut self, _now: Millis, link: LinkId, nonce: Nonce) {
+        let Self { links, identity, outputs, .. } = self;
+        let out = links.outgoing_by_link(link);
+        if let Some(message) = out.and_then(|out| out.handle_connected(identity, nonce)) {
+            outputs.push_back(Output::Send { link, message });
         }
     }
 
@@ -315,14 +333,6 @@ impl Osd {
 
     // ---- inside
 
-    pub(crate) fn identity(&self) -> Identity {
-        Identity {
-            cluster: self.options.cluster,
-            role: Role::Osd(self.options.id),
-            incarnation: self.options.incarnation,
-        }
-    }
-
     pub(crate) fn send(&mut self, link: LinkId, message: Message) {
         self.outputs.push_back(Output::Send { link, message });
     }
@@ -341,7 +351,7 @@ impl Osd {
         message: Message,
     ) -> bool {
         match (caller, message) {
-            (Caller::Unknown { .. }, Message::Hello(hello)) => self.introduce(link, &hello),
+            (Caller::Unknown { .. }, message) => self.introduce(link, &message),
             (Caller::Client(_) | Caller::Osd(..), Message::Ping) => {
                 self.links.grant(link, now);
                 self.send(link, Message::Pong);
@@ -361,19 +371,17 @@ impl Osd {
 
     /// From a connection that we made to a member of a PG we lead.
     fn handle_from_peer(&mut self, now: Millis, shard: &mut dyn ShardIndex, link: LinkId, message: Message) {
-        let identity = self.identity();
         let Some(out) = self.links.outgoing_by_link(link) else { return };
         let osd = out.target();
         out.heard(now);
+        let is_ready = out.ready().is_some();
         let understood = match message {
-            Message::Welcome(welcome) if out.ready().is_none() => {
-                let ok = out.handle_welcome(now, &identity, &welcome);
-                if ok {
-                    self.peer_ready(now, shard, osd);
-                    self.report_suspects();
-                }
-                ok
+            Message::Welcome(welcome) if !is_ready => self.handle_welcome(now, shard, link, osd, &welcome),
+            Message::Refuse(why) => {
+                self.notice(format!("osd {osd} refused our connection: {why}"));
+                false
             }
+            _ if !is_ready => false,
             Message::Pong => {
                 out.handle_pong();
                 true
@@ -396,10 +404,6 @@ impl Osd {
                 self.handle_peer_objects(now, shard, osd, objects);
                 true
             }
-            Message::Refuse(why) => {
-                self.notice(format!("osd {osd} refused our connection: {why}"));
-                false
-            }
             _ => false,
         };
         if !understood {
@@ -408,30 +412,66 @@ impl Osd {
         }
     }
 
-    fn introduce(&mut self, link: LinkId, hello: &Hello) {
-        let refusal = if hello.protocol != PROTOCOL {
-            Some(Refusal::Protocol)
-        } else if hello.cluster != self.options.cluster {
-            Some(Refusal::Cluster)
-        } else if hello.target != self.options.id {
-            Some(Refusal::Target)
-        } else {
-            None
-        };
-        if let Some(why) = refusal {
-            self.notice(format!("refused a connection from {:?}: {why}", hello.role));
-            self.refuse(link, why);
-            return;
+    /// The OSD at the other end of a connection of ours has introduced itself. False: it is to be closed.
+    fn handle_welcome(
+        &mut self,
+        now: Millis,
+        shard: &mut dyn ShardIndex,
+        link: LinkId,
+        osd: OsdId,
+        welcome: &Welcome,
+    ) -> bool {
+        let Self { links, identity, .. } = self;
+        let Some(out) = links.outgoing_by_link(link) else { return false };
+        match out.handle_welcome(now, identity, welcome) {
+            Ok(introduced) => {
+                self.settle_introduction(link, introduced);
+                self.peer_ready(now, shard, osd);
+                self.report_suspects();
+                true
+            }
+            Err(why) => {
+                self.notice(format!("refused the connection to osd {osd}: {why}"));
+                self.send(link, Message::Refuse(why));
+                false
+            }
         }
-        let caller = match hello.role {
-            Role::Client(client) => Caller::Client(client),
-            Role::Osd(osd) => Caller::Osd(osd, hello.incarnation),
-        };
-        if let Some(incoming) = self.links.incoming.get_mut(&link) {
-            incoming.caller = caller;
+    }
+
+    /// A message of somebody who is not introduced yet.
+    fn introduce(&mut self, link: LinkId, message: &Message) {
+        let Self { links, identity, .. } = self;
+        let Some(incoming) = links.incoming.get_mut(&link) else { return };
+        match incoming.accepting.handle(identity, message) {
+            Accepted::Answer(answer) => self.send(link, answer),
+            Accepted::Introduced(introduced) => {
+                incoming.caller = match introduced.role {
+                    Role::Client(client) => Caller::Client(client),
+                    Role::Osd(osd) => Caller::Osd(osd, introduced.incarnation),
+                };
+                self.settle_introduction(link, introduced);
+            }
+            Accepted::Refused(why) => {
+                let of = match message {
+                    Message::Hello(hello) => format!(" of {:?}", hello.role),
+                    _ => String::new(),
+                };
+                self.notice(format!("refused a connection{of}: {why}"));
+                self.refuse(link, why);
+            }
+            Accepted::Left(why) => {
+                self.notice(format!("somebody who connected left: {why}"));
+                self.outputs.push_back(Output::Close(link));
+                self.links.incoming.remove(&link);
+            }
         }
-        let welcome = self.identity().hello(self.options.id);
-        self.send(link, Message::Welcome(welcome));
+    }
+
+    fn settle_introduction(&mut self, link: LinkId, introduced: Introduced) {
+        if let Some(answer) = introduced.answer {
+            self.send(link, answer);
+        }
+        self.outputs.push_back(Output::Introduced { link, session: introduced.session });
     }
 
     fn refuse(&mut self, link: LinkId, why: Refusal) {

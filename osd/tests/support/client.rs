@@ -5,9 +5,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use buffer::Buffer;
+use cluster_proto::auth::Credentials;
 use cluster_proto::crc::{first_mismatch, sector_crcs};
 use cluster_proto::ids::{ClientId, Epoch, Incarnation, ObjectId, OsdId};
-use cluster_proto::wire::{Decoder, Hello, Message, PROTOCOL, Reply, ReplyBody, Request, RequestOp, Role, encode};
+use cluster_proto::link::{Identity, LinkId, Outgoing};
+use cluster_proto::wire::{Channel, Message, Nonce, Refusal, Reply, ReplyBody, Request, RequestOp, Role};
 use cluster_proto::{SECTOR, SectorRange, Status, Uuid};
 
 /// How long a request is repeated.
@@ -15,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Client {
     stream: TcpStream,
-    decoder: Decoder,
+    channel: Channel,
     input: Vec<u8>,
     chunk: Vec<u8>,
     output: Vec<u8>,
@@ -35,14 +37,20 @@ pub fn pattern(seed: u64, sectors: usize) -> Buffer {
 }
 
 impl Client {
-    /// Connects and sends an introduction; the answer is whatever comes.
-    pub fn introduce(address: SocketAddr, cluster: Uuid, target: OsdId, id: u64) -> (Self, Message) {
+    /// Connects, sends an introduction and brings it to an end.
+    pub fn introduce(
+        address: SocketAddr,
+        cluster: Uuid,
+        target: OsdId,
+        id: u64,
+        credentials: Option<Credentials>,
+    ) -> Result<Self, Refusal> {
         let stream = TcpStream::connect(address).expect("the OSD listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
         stream.set_nodelay(true).expect("a socket");
         let mut client = Self {
             stream,
-            decoder: Decoder::new(),
+            channel: Channel::new(),
             input: Vec::new(),
             chunk: vec![0; 256 << 10],
             output: Vec::new(),
@@ -51,21 +59,26 @@ impl Client {
             pg_count: super::PG_COUNT,
         };
         let role = Role::Client(client.id);
-        client.send(&Message::Hello(Hello { protocol: PROTOCOL, cluster, role, incarnation: Incarnation(id), target }));
-        let answer = client.receive();
-        (client, answer)
-    }
-
-    pub fn connect(address: SocketAddr, cluster: Uuid, target: OsdId, id: u64) -> Self {
-        let (client, answer) = Self::introduce(address, cluster, target, id);
-        let Message::Welcome(welcome) = answer else { panic!("{answer:?}") };
-        assert_eq!((welcome.cluster, welcome.role), (cluster, Role::Osd(target)));
-        client
+        let identity = Identity { cluster, role, incarnation: Incarnation(id), credentials };
+        let mut out = Outgoing::new(target);
+        out.poll(0, Some(address), LinkId(1));
+        let nonce = Nonce(cluster_io::entropy::bytes().expect("the kernel has some"));
+        client.send(&out.handle_connected(&identity, nonce).expect("it is connecting"));
+        let introduced = match client.receive() {
+            Message::Refuse(why) => return Err(why),
+            Message::Welcome(welcome) => out.handle_welcome(0, &identity, &welcome)?,
+            other => panic!("{other:?}"),
+        };
+        if let Some(answer) = introduced.answer {
+            client.send(&answer);
+        }
+        client.channel.introduce(introduced.session);
+        Ok(client)
     }
 
     pub fn send(&mut self, message: &Message) {
         self.output.clear();
-        if let Some(payload) = encode(message, &mut self.output) {
+        if let Some(payload) = self.channel.encode(message, &mut self.output) {
             self.output.extend_from_slice(&payload);
         }
         self.stream.write_all(&self.output).expect("the OSD takes it");
@@ -74,7 +87,7 @@ impl Client {
     pub fn receive(&mut self) -> Message {
         loop {
             let mut rest = &self.input[..];
-            let decoded = self.decoder.decode(&mut rest).expect("the OSD keeps the protocol");
+            let decoded = self.channel.decode(&mut rest).expect("the OSD keeps the protocol");
             let used = self.input.len() - rest.len();
             self.input.drain(..used);
             if let Some(message) = decoded {

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
+use cluster_proto::auth::Credentials;
 use cluster_proto::ids::{Epoch, LayerId, ObjectId, OsdId, PgId, PoolId};
 use cluster_proto::map::{ClusterInfo, Member, PgMap, PoolConfig, Scheme, keys};
+use cluster_proto::wire::Refusal;
 use cluster_proto::{LayerRef, Uuid};
 use cluster_state::{EmbeddedStore, StateStore, Txn};
 use osd::{Error, Live, OsdHandle, OsdOptions, PrepareOptions, prepare, spawn};
@@ -37,6 +39,7 @@ pub struct Cluster {
     pub state: EmbeddedStore,
     pub runtime: tokio::runtime::Runtime,
     pub id: Uuid,
+    pub credentials: Option<Credentials>,
     folder: tempfile::TempDir,
     epoch: u32,
     clients: u64,
@@ -49,6 +52,15 @@ impl Cluster {
     }
 
     pub fn start_in(folder: tempfile::TempDir, count: u32) -> Self {
+        Self::start_with(folder, count, None)
+    }
+
+    /// The same, guarded by a key.
+    pub fn start_guarded(count: u32, credentials: Credentials) -> Self {
+        Self::start_with(tempfile::tempdir().expect("a temporary folder"), count, Some(credentials))
+    }
+
+    fn start_with(folder: tempfile::TempDir, count: u32, credentials: Option<Credentials>) -> Self {
         static LOG: Once = Once::new();
         LOG.call_once(|| {
             let filter = tracing_subscriber::EnvFilter::from_default_env();
@@ -60,6 +72,7 @@ impl Cluster {
             state: EmbeddedStore::in_memory(),
             runtime: runtime.expect("a runtime"),
             id: Uuid::new_v4(),
+            credentials,
             folder,
             epoch: 0,
             clients: 0,
@@ -112,7 +125,7 @@ impl Cluster {
         let state: Arc<dyn StateStore> = Arc::new(self.state.clone());
         let runtime = self.runtime.handle().clone();
         let options = OsdOptions::new(self.path(id), OsdId(id), self.id, any_port(), state, runtime);
-        OsdOptions { lease_ttl_s: 1, ..options }
+        OsdOptions { lease_ttl_s: 1, credentials: self.credentials.clone(), ..options }
     }
 
     pub fn spawn(&mut self, id: u32) {
@@ -152,7 +165,18 @@ impl Cluster {
 
     pub fn client(&mut self, id: u32) -> Client {
         self.clients += 1;
-        Client::connect(self.osds[&id].address(), self.id, OsdId(id), self.clients)
+        self.introduce(id, self.id, OsdId(id), self.credentials.clone()).expect("it has all that is needed")
+    }
+
+    /// Connects to OSD `id` as somebody who says that he looks for `target` of `cluster`.
+    pub fn introduce(
+        &self,
+        id: u32,
+        cluster: Uuid,
+        target: OsdId,
+        credentials: Option<Credentials>,
+    ) -> Result<Client, Refusal> {
+        Client::introduce(self.osds[&id].address(), cluster, target, self.clients.max(1), credentials)
     }
 
     /// Waits until an OSD's published state is as wanted.

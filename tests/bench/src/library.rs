@@ -36,7 +36,7 @@ impl Library {
         let cluster = runtime.block_on(feed::cluster_id(state.as_ref()))?;
         let info = runtime.block_on(metadata::image(state.as_ref(), "default", name))?;
         let id = ClientId(entropy::random_u64()? | 1);
-        let mut driver = ClientDriver::new(ClientOptions { id, cluster });
+        let mut driver = ClientDriver::new(ClientOptions { id, cluster, credentials: None });
         let feed = MapFeed::spawn(runtime.handle(), state, io.waker());
         let image = driver.client_mut().open(info.options());
         Ok(Self { io, driver, feed, image, payload, started: false })

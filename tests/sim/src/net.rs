@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use cluster_proto::link::LinkId;
-use cluster_proto::wire::Decoder;
+use cluster_proto::wire::Channel;
 
 /// Microseconds.
 pub type Micros = u64;
@@ -21,8 +21,8 @@ pub struct End {
     pub life: u32,
     /// The node's name for the connection.
     pub link: LinkId,
-    /// Turns arriving bytes into messages.
-    pub decoder: Decoder,
+    /// Turns messages into bytes, and arriving bytes into messages.
+    pub channel: Channel,
     /// When the last thing sent to this end arrives: what follows comes later.
     pub last_arrival: Micros,
     /// This end still has the connection.
@@ -57,7 +57,7 @@ impl Net {
             node,
             life,
             link,
-            decoder: Decoder::new(),
+            channel: Channel::new(),
             last_arrival: now,
             open: true,
         };

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use blockstore::{Durability, FormatOptions, Store, StoreConfig};
 use cluster_client::{Client, ClientOptions, ImageId, ImageOptions};
+use cluster_proto::auth::Credentials;
 use cluster_proto::layout::LayerRef;
 use cluster_proto::map::Member;
 use cluster_proto::{ClientId, Incarnation, LayerId, OsdId, PoolId};
@@ -93,12 +94,12 @@ impl OsdNode {
 
 impl OsdRun {
     /// Starts the core once the store is open. True if it did.
-    pub fn start_core(&mut self, id: OsdId, now: u64) -> bool {
+    pub fn start_core(&mut self, id: OsdId, now: u64, credentials: &Option<Credentials>) -> bool {
         if self.core.is_some() || !self.store.is_running() {
             return false;
         }
-        let (cluster, incarnation) = (CLUSTER, self.incarnation);
-        self.core = Some(Osd::new(OsdOptions { id, cluster, incarnation, started: now }));
+        let (cluster, incarnation, credentials) = (CLUSTER, self.incarnation, credentials.clone());
+        self.core = Some(Osd::new(OsdOptions { id, cluster, incarnation, started: now, credentials }));
         true
     }
 }
@@ -125,9 +126,15 @@ pub struct ClientNode {
 
 impl ClientNode {
     /// A new run of a client.
-    pub fn new(node: NodeId, life: u32, size: u64, block_size: u32, to_do: u32, rng: &mut Rng) -> Self {
+    pub fn new(
+        (node, life): (NodeId, u32),
+        (size, block_size): (u64, u32),
+        to_do: u32,
+        credentials: Option<Credentials>,
+        rng: &mut Rng,
+    ) -> Self {
         let id = ClientId(rng.bits() | 1);
-        let mut core = Client::new(ClientOptions { id, cluster: CLUSTER });
+        let mut core = Client::new(ClientOptions { id, cluster: CLUSTER, credentials });
         let layer = LayerRef { pool: PoolId(1), lineage: LayerId(1), layer: LayerId(1) };
         let image = core.open(ImageOptions { layer, size, block_size, read_only: false });
         Self { node, life, core, image, told: 0, pending: BTreeSet::new(), to_do, wake: 0 }

@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use blockstore::{DeviceOp, DeviceResult, StoreState};
 use buffer::BufferMut;
 use cluster_client::{ImageOp, Output as ClientOutput};
+use cluster_proto::auth::{ClusterKey, Credentials};
 use cluster_proto::layout::SECTOR;
 use cluster_proto::limits::BLOCK_SIZE_MIN;
 use cluster_proto::link::LinkId;
 use cluster_proto::map::{Activation, Member, PoolConfig, Scheme};
 use mon_core::liveness::Probe;
 use cluster_proto::shard::ShardIndex;
-use cluster_proto::wire::{Message, encode};
+use cluster_proto::wire::{Message, Nonce, Session};
 use cluster_proto::{Epoch, Incarnation, OsdId, PgId, PoolId};
 use osd_core::Output as OsdOutput;
 
@@ -105,6 +106,8 @@ pub struct World {
     pub clients: Vec<ClientNode>,
     /// What may go wrong.
     pub faults: FaultPlan,
+    /// What all nodes have, if the cluster of this seed has a key.
+    credentials: Option<Credentials>,
     /// Until then the state store does not answer.
     pub state_silent_until: Micros,
     /// When the monitor looks again without being told.
@@ -168,11 +171,15 @@ impl World {
         let osds: Vec<_> =
             (1..=osd_count).map(|id| OsdNode::new(OsdId(id), 16 << 20, write_through, &mut rng)).collect();
         let faults = FaultPlan::random(&mut rng, u64::from(min_size) > least);
+        let key = ClusterKey::from_bytes([7; 32]);
+        let credentials = [None, Some(false), Some(true)][rng.below(3) as usize];
+        let credentials = credentials.map(|encrypt| Credentials { key, encrypt });
         let mut world = Self {
             now: 0,
             net: Net::default(),
             clients: Vec::new(),
             faults,
+            credentials,
             state_silent_until: 0,
             next_look: 0,
             control: Control::new(osd_count, &pool),
@@ -430,7 +437,7 @@ impl World {
             if let StoreState::Failed(why) = run.store.state() {
                 return self.fail(format!("the store of osd {} failed: {why}", osd + 1));
             }
-            if run.start_core(OsdId(osd as u32 + 1), now) {
+            if run.start_core(OsdId(osd as u32 + 1), now, &self.credentials) {
                 let life = self.osds[osd].life;
                 let delay = self.rng.range(100, 20_000);
                 self.after(delay, Event::Register { osd, life, asked: now });
@@ -458,6 +465,7 @@ impl World {
         match output {
             OsdOutput::Connect { link, address } => self.dial(node, life, link, address),
             OsdOutput::Send { link, message } => self.send(node, life, link, &message),
+            OsdOutput::Introduced { link, session } => self.introduced(node, life, link, session),
             OsdOutput::Close(link) => self.hang_up(node, life, link),
             OsdOutput::Local { tag, op } => {
                 if let Some(run) = &mut self.osds[osd].run {
@@ -585,32 +593,45 @@ impl World {
         }
         let now = self.clock_of(node);
         let osd = target.0 as usize - 1;
+        let (near, far) = (self.nonce(), self.nonce());
         let accepted = match &mut self.osds[osd].run {
-            Some(run) => run.core.as_mut().map(|core| core.handle_accepted(now)),
+            Some(run) => run.core.as_mut().map(|core| core.handle_accepted(now, far)),
             None => None,
         };
         let Some(theirs) = accepted else { return self.tell_closed(node, link) };
         let their_life = self.osds[osd].life;
         self.net.add([(node, life, link), (target, their_life, theirs)], self.now);
         if let Some(client) = self.client_index(node) {
-            self.clients[client].core.handle_connected(now, link);
+            self.clients[client].core.handle_connected(now, link, near);
             self.pump_client(client);
         } else if let Some(run) = &mut self.osds[node.0 as usize - 1].run
             && let Some(core) = &mut run.core
         {
-            core.handle_connected(now, link);
+            core.handle_connected(now, link, near);
             self.pump_osd(node.0 as usize - 1);
+        }
+    }
+
+    fn nonce(&mut self) -> Nonce {
+        let mut bytes = [0; Nonce::LEN];
+        bytes.as_chunks_mut::<8>().0.iter_mut().for_each(|chunk| *chunk = self.rng.bits().to_le_bytes());
+        Nonce(bytes)
+    }
+
+    fn introduced(&mut self, node: NodeId, life: u32, link: LinkId, session: Option<Box<Session>>) {
+        if let Some((number, side)) = self.net.find(node, life, link) {
+            self.net.conns[number].ends[side].channel.introduce(session);
         }
     }
 
     fn send(&mut self, node: NodeId, life: u32, link: LinkId, message: &Message) {
         let Some((number, side)) = self.net.find(node, life, link) else { return };
-        let conn = &self.net.conns[number];
+        let conn = &mut self.net.conns[number];
         if !conn.alive || !conn.ends[side].open {
             return;
         }
         let mut bytes = Vec::new();
-        if let Some(payload) = encode(message, &mut bytes) {
+        if let Some(payload) = conn.ends[side].channel.encode(message, &mut bytes) {
             bytes.extend_from_slice(&payload);
         }
         if !self.calm && self.faults.network && self.rng.one_in(3000) {
@@ -628,41 +649,36 @@ impl World {
     }
 
     fn arrive(&mut self, number: usize, side: usize, bytes: &[u8]) {
-        let conn = &mut self.net.conns[number];
-        if !conn.alive || !conn.ends[side].open {
-            return;
-        }
-        let end = &mut conn.ends[side];
-        let (node, life, link) = (end.node, end.life, end.link);
-        if self.life_of(node) != life {
-            return;
-        }
-        let mut messages = Vec::new();
         let mut input = bytes;
-        let end = &mut self.net.conns[number].ends[side];
-        let damaged = loop {
-            match end.decoder.decode(&mut input) {
-                Ok(Some(message)) => messages.push(message),
-                Ok(None) => break false,
-                Err(_) => break true,
+        loop {
+            let conn = &mut self.net.conns[number];
+            let end = &mut conn.ends[side];
+            let (node, life, link) = (end.node, end.life, end.link);
+            if !conn.alive || !end.open || self.life_of(node) != life {
+                return;
             }
-        };
-        let now = self.clock_of(node);
-        for message in messages {
-            if let Some(client) = self.client_index(node) {
-                self.clients[client].core.handle_message(now, link, message);
-                self.pump_client(client);
-            } else if let Some(run) = &mut self.osds[node.0 as usize - 1].run
-                && let Some(core) = &mut run.core
-            {
-                core.handle_message(now, &mut run.store, link, message);
-                self.pump_osd(node.0 as usize - 1);
+            match self.net.conns[number].ends[side].channel.decode(&mut input) {
+                Ok(Some(message)) => self.arrived(node, link, message),
+                Ok(None) => return,
+                Err(_) => {
+                    self.note(|| format!("damaged bytes on connection {number}"));
+                    self.hang_up(node, life, link);
+                    return self.tell_closed(node, link);
+                }
             }
         }
-        if damaged {
-            self.note(|| format!("damaged bytes on connection {number}"));
-            self.hang_up(node, life, link);
-            self.tell_closed(node, link);
+    }
+
+    fn arrived(&mut self, node: NodeId, link: LinkId, message: Message) {
+        let now = self.clock_of(node);
+        if let Some(client) = self.client_index(node) {
+            self.clients[client].core.handle_message(now, link, message);
+            self.pump_client(client);
+        } else if let Some(run) = &mut self.osds[node.0 as usize - 1].run
+            && let Some(core) = &mut run.core
+        {
+            core.handle_message(now, &mut run.store, link, message);
+            self.pump_osd(node.0 as usize - 1);
         }
     }
 
@@ -730,7 +746,8 @@ impl World {
 
     fn add_client(&mut self, number: u32, life: u32, to_do: u32) {
         let (size, block) = (self.shape.size, self.shape.block as u32);
-        let client = ClientNode::new(NodeId(number), life, size, block, to_do, &mut self.rng);
+        let credentials = self.credentials.clone();
+        let client = ClientNode::new((NodeId(number), life), (size, block), to_do, credentials, &mut self.rng);
         let (node, index) = (client.node, (number - CLIENT_BASE) as usize);
         if index < self.clients.len() {
             self.clients[index] = client;
@@ -796,6 +813,8 @@ impl World {
             match node.core.poll_output() {
                 Some(ClientOutput::Connect { link, address }) => self.dial(id, life, link, address),
                 Some(ClientOutput::Send { link, message }) => self.send(id, life, link, &message),
+                Some(ClientOutput::Introduced { link, session }) => self.introduced(id, life, link, session),
+                Some(ClientOutput::Notice(text)) => self.note(|| format!("client {}: {text}", id.0)),
                 Some(ClientOutput::Close(link)) => self.hang_up(id, life, link),
                 None => break,
             }

@@ -50,6 +50,11 @@ impl<'a> Reader<'a> {
         Ok(list)
     }
 
+    /// Whatever follows is of another version of the protocol.
+    pub fn skip_rest(&mut self) {
+        self.advance(&[]);
+    }
+
     /// The body must be used up: what we do not understand we do not act on.
     pub fn finish(self) -> Result<(), DecodeError> {
         if self.rest.len() < 8 { Ok(()) } else { Err(self.error("length of body")) }

@@ -6,7 +6,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::codec::{DecodeError, Reader, put};
 use super::header::{HEAD_CRC_OFFSET, HEADER_LEN, MAGIC, RawHeader, Sizes};
 use super::{
-    Deposed, Hello, Message, PeerInfo, PeerList, PeerObjects, PeerQuery, Refusal, Reply, Request, SubReply, SubRequest,
+    Deposed, Hello, Message, Opener, PeerInfo, PeerList, PeerObjects, PeerQuery, Proof, Refusal, Reply, Request,
+    SubReply, SubRequest, Welcome,
 };
 use crate::crc::{Crcs, crc32c, first_mismatch};
 
@@ -51,6 +52,7 @@ fn kind(message: &Message) -> u8 {
         Message::Refuse(_) => 3,
         Message::Ping => 4,
         Message::Pong => 5,
+        Message::Proof(_) => 6,
         Message::Request(_) => 10,
         Message::Reply(_) => 11,
         Message::SubRequest(_) => 20,
@@ -79,7 +81,9 @@ fn put_body<'a>(message: &'a Message, out: &mut Vec<u8>) -> Payload<'a> {
         Message::Reply(m) => return m.put(out),
         Message::SubRequest(m) => return m.put(out),
         Message::SubReply(m) => return m.put(out),
-        Message::Hello(m) | Message::Welcome(m) => m.put(out),
+        Message::Hello(m) => m.put(out),
+        Message::Welcome(m) => m.put(out),
+        Message::Proof(m) => m.put(out),
         Message::Refuse(m) => m.put(out),
         Message::PeerQuery(m) => m.put(out),
         Message::PeerInfo(m) => m.put(out),
@@ -99,8 +103,8 @@ enum Stage {
     Payload { payload: BufferMut, filled: usize },
 }
 
-/// Turns a byte stream into messages. Memory is bounded by one message, and before the peer has introduced itself by a
-/// few hundred bytes.
+/// Turns a byte stream into messages. Memory is bounded by one message (and one sealed record), and until
+/// [`Decoder::introduce`] by a few hundred bytes.
 ///
 /// A head that arrives whole is parsed where it lies; a payload is copied once, into the page-aligned buffer that the
 /// device write or the reader takes.
@@ -108,6 +112,7 @@ pub struct Decoder {
     partial: Vec<u8>,
     stage: Stage,
     introduced: bool,
+    opener: Option<Box<Opener>>,
 }
 
 impl Default for Decoder {
@@ -119,7 +124,20 @@ impl Default for Decoder {
 impl Decoder {
     /// A decoder for a fresh connection: the first message must be small and without payload.
     pub fn new() -> Self {
-        Self { partial: Vec::new(), stage: Stage::Head, introduced: false }
+        Self { partial: Vec::new(), stage: Stage::Head, introduced: false, opener: None }
+    }
+
+    /// Who the peer is has been settled, and proved if it must be: from here on it may send what it likes, sealed if there
+    /// are keys. To be called between the message that settled it and the next [`Decoder::decode`].
+    pub fn introduce(&mut self, opener: Option<Opener>) {
+        debug_assert!(self.partial.is_empty(), "in the middle of a message");
+        self.introduced = true;
+        self.opener = opener.map(Box::new);
+    }
+
+    /// Has [`Decoder::introduce`] been called? If not, carry out what the core wants after each single message.
+    pub fn is_introduced(&self) -> bool {
+        self.introduced
     }
 
     /// Takes bytes from the front of `input` and returns the next message, if it is complete. Call until it returns
@@ -128,6 +146,30 @@ impl Decoder {
     /// # Errors
     /// The stream is not this protocol, is damaged, or breaks a bound; the connection must be closed.
     pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Message>, DecodeError> {
+        let Some(mut opener) = self.opener.take() else { return self.decode_plain(input) };
+        let result = self.decode_sealed(&mut opener, input);
+        self.opener = Some(opener);
+        result
+    }
+
+    fn decode_sealed(&mut self, opener: &mut Opener, input: &mut &[u8]) -> Result<Option<Message>, DecodeError> {
+        loop {
+            let mut plain = opener.unread();
+            if !plain.is_empty() {
+                let message = self.decode_plain(&mut plain)?;
+                let left = plain.len();
+                opener.keep(left);
+                if message.is_some() {
+                    return Ok(message);
+                }
+            }
+            if !opener.collect(input)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn decode_plain(&mut self, input: &mut &[u8]) -> Result<Option<Message>, DecodeError> {
         if matches!(self.stage, Stage::Head) {
             if self.partial.is_empty()
                 && let Some(done) = self.decode_in_place(input)?
@@ -217,7 +259,7 @@ impl Decoder {
     }
 
     /// A complete message whose head has been verified.
-    fn finish(&mut self, head: &[u8], sizes: Sizes, payload: Buffer) -> Result<Message, DecodeError> {
+    fn finish(&self, head: &[u8], sizes: Sizes, payload: Buffer) -> Result<Message, DecodeError> {
         let (header, rest) =
             RawHeader::ref_from_prefix(head).map_err(|_| DecodeError { field: "header", offset: 0 })?;
         let (body, list) = rest.split_at(sizes.body);
@@ -225,9 +267,7 @@ impl Decoder {
         if first_mismatch(&payload, &crcs).is_some() {
             return Err(DecodeError { field: "payload checksum", offset: sizes.head() });
         }
-        let message = read_body(header, body, payload, crcs)?;
-        self.introduced |= matches!(message, Message::Hello(_) | Message::Welcome(_));
-        Ok(message)
+        read_body(header, body, payload, crcs)
     }
 }
 
@@ -252,10 +292,11 @@ fn read_body(header: &RawHeader, body: &[u8], data: Buffer, crcs: Crcs) -> Resul
     }
     let message = match header.kind {
         1 => Message::Hello(Hello::read(&mut r)?),
-        2 => Message::Welcome(Hello::read(&mut r)?),
+        2 => Message::Welcome(Welcome::read(&mut r)?),
         3 => Message::Refuse(Refusal::read(&mut r)?),
         4 => Message::Ping,
         5 => Message::Pong,
+        6 => Message::Proof(Proof::read(&mut r)?),
         10 => Message::Request(Request::read(id, &mut r, data, crcs)?),
         11 => Message::Reply(Reply::read(id, &mut r, data, crcs)?),
         20 => Message::SubRequest(SubRequest::read(id, &mut r, data, crcs)?),
