@@ -10,7 +10,6 @@ pub mod run;
 pub mod signals;
 mod task;
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -138,12 +137,10 @@ impl Node {
 }
 
 /// Waits until a task fails; for ever if there is none.
-fn task_failed(task: &mut Option<Task>, what: &'static str) -> impl Future<Output = CliError> {
-    async move {
-        match task {
-            Some(task) => task.failed(what).await,
-            None => std::future::pending().await,
-        }
+async fn task_failed(task: &mut Option<Task>, what: &str) -> CliError {
+    match task {
+        Some(task) => task.failed(what).await,
+        None => std::future::pending().await,
     }
 }
 
