@@ -312,15 +312,7 @@ pub enum OsdCommand {
         dry_run: bool,
     },
     /// Change an OSD's share of the data
-    Reweight {
-        /// Its number.
-        id: OsdId,
-        /// The share, relative to the others; by custom its size in TiB. 0 takes all data off it
-        weight: f64,
-        /// Only show what would move
-        #[arg(long)]
-        dry_run: bool,
-    },
+    Reweight(OsdReweight),
     /// Change an OSD's tags, which pools may ask for
     Tag {
         /// Its number.
@@ -361,6 +353,22 @@ pub struct OsdPrepare {
     /// Overwrite what is on the device or file
     #[arg(long)]
     pub yes: bool,
+}
+
+/// Options of `osd reweight`.
+#[derive(Clone, Copy, Debug, ClapArgs)]
+pub struct OsdReweight {
+    /// Its number.
+    pub id: OsdId,
+    /// Factor that corrects its weight: 0 (takes all data off it) to 1
+    #[arg(required_unless_present = "weight")]
+    pub factor: Option<f64>,
+    /// The weight itself, relative to the other OSDs; by custom its size in TiB
+    #[arg(long, value_name = "N")]
+    pub weight: Option<f64>,
+    /// Only show what would move
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 fn parse_osd(text: &str) -> Result<OsdId, String> {

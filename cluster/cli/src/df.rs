@@ -82,7 +82,7 @@ pub async fn df(session: &Session, out: Output) -> Result<(), CliError> {
 fn osds(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>) -> Vec<OsdSpace> {
     let osd = |(id, config): (&OsdId, &cluster_proto::map::OsdConfig)| {
         let stats = stats.get(id).cloned().unwrap_or_default();
-        OsdSpace { id: *id, weight: config.weight, usage: Usage::of(&stats), objects: stats.space.objects }
+        OsdSpace { id: *id, weight: config.effective_weight(), usage: Usage::of(&stats), objects: stats.space.objects }
     };
     map.osd_configs.iter().map(osd).collect()
 }

@@ -106,9 +106,7 @@ async fn dispatch(command: Command, settings: NodeSettings, out: Output) -> Resu
         Command::Osd(OsdCommand::Rm { id, force, dry_run }) => {
             osd::change::rm(&connect()?, id, force, dry_run, out).await
         }
-        Command::Osd(OsdCommand::Reweight { id, weight, dry_run }) => {
-            osd::change::reweight(&connect()?, id, weight, dry_run, out).await
-        }
+        Command::Osd(OsdCommand::Reweight(options)) => osd::change::reweight(&connect()?, options, out).await,
         Command::Osd(OsdCommand::Tag { id, add, remove }) => {
             osd::change::tag(&connect()?, id, &add, &remove, out).await
         }

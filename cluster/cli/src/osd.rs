@@ -29,6 +29,7 @@ pub struct OsdView {
     #[serde(rename = "in")]
     within: bool,
     weight: Option<f64>,
+    reweight: Option<f64>,
     host: Option<String>,
     tags: Vec<String>,
     address: Option<String>,
@@ -53,10 +54,11 @@ impl OsdView {
         OsdView {
             id: id.0,
             up: state.is_some(),
-            within: weight.is_some_and(|weight| weight > 0.0),
+            within: config.is_some_and(|config| config.effective_weight() > 0.0),
             weight,
-            host: config.and_then(|config| config.host.clone()),
-            tags: config.map(|config| config.tags.iter().cloned().collect()).unwrap_or_default(),
+            reweight: config.map(|config| config.reweight),
+            host: config.map(|config| config.host.clone()).filter(|host| !host.is_empty()),
+            tags: config.map(|config| config.tags.clone()).unwrap_or_default(),
             address: state.map(|state| state.address.to_string()),
             started: state.map(|state| state.started),
             stats: stats.get(&id).cloned().unwrap_or_default(),
@@ -68,7 +70,7 @@ impl OsdView {
         [
             self.id.to_string(),
             if self.up { "up" } else { "down" }.into(),
-            self.weight.map_or_else(dash, |weight| format!("{weight:.4}")),
+            self.weight.map_or_else(dash, |weight| format!("{:.4}", weight * self.reweight.unwrap_or(1.0))),
             self.host.iter().chain(&self.tags).map(String::as_str).collect::<Vec<_>>().join(" "),
             self.address.clone().unwrap_or_else(dash),
             Size(self.stats.space.used).to_string(),

@@ -45,7 +45,7 @@ fn osds_are_prepared_under_fresh_numbers() {
     assert_eq!((&made["id"], &made["bytes"], &made["host"]), (&json!(4), &json!(256 << 20), &json!("h1")));
     let config = osd_config(&cluster, 4);
     assert_eq!(config.weight, 256.0 / (1 << 20) as f64);
-    assert_eq!(config.tags.into_iter().collect::<Vec<_>>(), ["fast", "ssd"]);
+    assert_eq!(config.tags, ["ssd", "fast"]);
     assert_eq!(config.store.map(|store| json!(store)), Some(made["store"].clone()));
 
     let occupied = cluster.run(&["osd", "prepare", &path("a")]);
@@ -67,7 +67,7 @@ fn osds_are_prepared_under_fresh_numbers() {
         assert_eq!(run.code, 2, "{bad:?}: {}", run.stderr);
     }
     let ls = cluster.run(&["osd", "ls", "--json"]).json();
-    assert_eq!((&ls[3]["host"], &ls[3]["tags"], &ls[3]["up"]), (&json!("h1"), &json!(["fast", "ssd"]), &json!(false)));
+    assert_eq!((&ls[3]["host"], &ls[3]["tags"], &ls[3]["up"]), (&json!("h1"), &json!(["ssd", "fast"]), &json!(false)));
 }
 
 #[test]
@@ -103,16 +103,19 @@ fn a_removed_osd_is_gone_and_its_number_is_not_used_again() {
 fn weights_and_tags_are_changed_without_touching_the_rest() {
     let cluster = Cluster::start();
     let dry = cluster.run(&["osd", "reweight", "2", "0.5", "--dry-run", "--json"]).json();
-    assert_eq!((&dry["changed"], osd_config(&cluster, 2).weight), (&json!(false), 1.0));
+    assert_eq!((&dry["changed"], osd_config(&cluster, 2).reweight), (&json!(false), 1.0));
     assert_eq!(cluster.run(&["osd", "reweight", "2", "0.5"]).code, 0);
+    assert_eq!(cluster.run(&["osd", "reweight", "2", "--weight", "4"]).code, 0);
     assert_eq!(cluster.run(&["osd", "tag", "2", "--add", "ssd", "--add", "x"]).code, 0);
     let tags = cluster.run(&["osd", "tag", "2", "--remove", "x", "--json"]).json();
     assert_eq!(tags, json!({ "id": 2, "tags": ["ssd"] }));
     let config = osd_config(&cluster, 2);
-    assert_eq!((config.weight, config.tags.len()), (0.5, 1));
+    assert_eq!((config.weight, config.reweight, config.tags.len()), (4.0, 0.5, 1));
     assert_eq!(cluster.run(&["osd", "reweight", "9", "1"]).code, 4);
     assert_eq!(cluster.run(&["osd", "tag", "9", "--add", "x"]).code, 4);
-    assert_eq!(cluster.run(&["osd", "reweight", "2", "--", "-1"]).code, 2);
+    assert_eq!(cluster.run(&["osd", "reweight", "2"]).code, 2);
+    assert_eq!(cluster.run(&["osd", "reweight", "2", "1.1"]).code, 2);
+    assert_eq!(cluster.run(&["osd", "reweight", "2", "--weight=-1"]).code, 2);
     assert_eq!(cluster.run(&["osd", "tag", "2", "--add", ""]).code, 2);
 }
 

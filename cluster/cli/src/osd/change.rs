@@ -9,6 +9,7 @@ use mon_core::plan;
 use serde::Serialize;
 
 use super::statistics;
+use crate::args::OsdReweight;
 use crate::error::{CliError, Exit};
 use crate::output::Output;
 use crate::pool::json;
@@ -188,42 +189,60 @@ fn shard_bytes(map: &ClusterMap, osds: &[OsdId], stats: &BTreeMap<OsdId, OsdStat
 struct Reweighted {
     id: OsdId,
     weight: f64,
+    reweight: f64,
     changed: bool,
     moves: Moves,
 }
 
-/// Changes a weight.
-pub async fn reweight(session: &Session, id: OsdId, weight: f64, dry_run: bool, out: Output) -> Result<(), CliError> {
+/// Changes a weight, or the factor that corrects it.
+pub async fn reweight(session: &Session, options: OsdReweight, out: Output) -> Result<(), CliError> {
+    let OsdReweight { id, factor, weight, dry_run } = options;
+    let change = |config: &mut OsdConfig| {
+        config.weight = weight.unwrap_or(config.weight);
+        config.reweight = factor.unwrap_or(config.reweight);
+    };
     let map = session.map().await?;
     let mut after = map.clone();
     let Some(config) = after.osd_configs.get_mut(&id) else {
         return Err(CliError::not_found(format!("there is no OSD {id}: 'blockyard osd ls' lists them")));
     };
-    config.weight = weight;
+    change(config);
     config.validate().map_err(|e| CliError::usage(format!("cannot change OSD {id}: {e}")))?;
+    let (weight, reweight) = (config.weight, config.reweight);
     let moves = moves(&map, &after, &statistics(session).await?);
     if !dry_run {
-        update(session, id, |config| config.weight = weight).await?;
+        update(session, id, change).await?;
     }
-    out.show(&Reweighted { id, weight, changed: !dry_run, moves }, |done| {
+    out.show(&Reweighted { id, weight, reweight, changed: !dry_run, moves }, |done| {
         let moves = &done.moves;
         let what = if dry_run { "would get" } else { "has" };
         let moved = format!("{} placement groups change, {} move", moves.pgs, Size(moves.bytes));
-        format!("OSD {id} {what} weight {weight}: {moved}")
+        format!("OSD {id} {what} weight {weight} times {reweight}: {moved}")
     })
+}
+
+/// Each word once, in the order of their first places.
+pub fn distinct(words: &[String]) -> Vec<String> {
+    let mut once = Vec::new();
+    for word in words {
+        if !once.contains(word) {
+            once.push(word.clone());
+        }
+    }
+    once
 }
 
 /// Changes tags.
 pub async fn tag(session: &Session, id: OsdId, add: &[String], remove: &[String], out: Output) -> Result<(), CliError> {
     let config = update(session, id, |config| {
         config.tags.retain(|tag| !remove.contains(tag));
-        config.tags.extend(add.iter().cloned());
+        config.tags = distinct(&[&config.tags[..], add].concat());
     })
     .await?;
     let shown = serde_json::json!({ "id": id, "tags": config.tags });
     out.show(&shown, |_| match config.tags.is_empty() {
         true => format!("OSD {id} has no tags now"),
-        false => format!("OSD {id} has the tags {} now", config.tags.into_iter().collect::<Vec<_>>().join(", ")),
+        false => format!("OSD {id} has the tags {} now", config.tags.join(", ")),
     })
 }
 

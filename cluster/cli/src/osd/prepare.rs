@@ -13,7 +13,7 @@ use osd::{ErrorKind, PrepareOptions, Prepared};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
-use super::change::{last_removed, references};
+use super::change::{distinct, last_removed, references};
 use crate::args::OsdPrepare;
 use crate::error::{CliError, Exit};
 use crate::output::Output;
@@ -34,7 +34,7 @@ struct PreparedView {
     bytes: u64,
     store: Uuid,
     weight: f64,
-    host: Option<String>,
+    host: String,
     tags: Vec<String>,
 }
 
@@ -43,8 +43,8 @@ pub async fn prepare(session: &Session, options: OsdPrepare, out: Output) -> Res
     let map = session.map().await?;
     let Some(cluster) = map.cluster.as_ref().map(|info| info.id) else { return session.require_cluster().await };
     let reserved = OsdConfig {
-        host: Some(options.host.clone().unwrap_or_else(host_name)),
-        tags: options.tag.iter().cloned().collect(),
+        host: options.host.clone().unwrap_or_else(host_name),
+        tags: distinct(&options.tag),
         ..OsdConfig::new(0.0)
     };
     let wanted = OsdConfig { weight: options.weight.unwrap_or(0.0), ..reserved.clone() };
@@ -67,8 +67,8 @@ pub async fn prepare(session: &Session, options: OsdPrepare, out: Output) -> Res
             options.path.display()
         )));
     }
-    let tags = config.tags.iter().cloned().collect();
-    let (path, bytes, store, host) = (options.path, prepared.bytes, prepared.store, config.host);
+    let (path, bytes, store) = (options.path, prepared.bytes, prepared.store);
+    let (host, tags) = (config.host, config.tags);
     out.show(&PreparedView { id, path, bytes, store, weight, host, tags }, |view| {
         let path = view.path.display();
         format!("prepared {path} ({}) as OSD {id}; run it with 'blockyard osd run {path}'", Size(view.bytes))
