@@ -6,6 +6,7 @@
 mod leader;
 mod metrics;
 mod monitor;
+pub mod probe;
 mod view;
 
 use std::future::Future;
