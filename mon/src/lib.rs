@@ -3,6 +3,7 @@
 //!
 //! Loss of all monitors, or of the state store, stops changes of membership, not I/O.
 
+mod compaction;
 mod leader;
 mod metrics;
 mod monitor;
@@ -62,6 +63,7 @@ pub async fn run(
         () = shutdown => Ok(()),
         never = candidate.run() => match never {},
         never = monitor.run() => match never {},
+        never = compaction::run(&*store, || elected.borrow().is_some(), compaction::KEEP) => match never {},
         result = metrics::serve(config.metrics, source) => result,
     };
     let leading = *elected.borrow();
