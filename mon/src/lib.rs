@@ -3,6 +3,7 @@
 //!
 //! Loss of all monitors, or of the state store, stops changes of membership, not I/O.
 
+mod absence;
 mod compaction;
 mod leader;
 mod metrics;

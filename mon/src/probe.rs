@@ -11,6 +11,7 @@ use std::time::Duration;
 use cluster_proto::link::Identity;
 use cluster_proto::wire::{Decoder, Message, Refusal, Role, encode};
 use cluster_proto::{ClientId, Incarnation, OsdId, Uuid};
+use mon_core::liveness::Probe;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -23,30 +24,19 @@ const MONITOR: ClientId = ClientId(u64::MAX);
 /// Bytes that an introduction has at most.
 const ANSWER_MAX: usize = 4096;
 
-/// What a probe found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ProbeResult {
-    /// The OSD answered, in this run.
-    Alive(Incarnation),
-    /// Nothing listens at the address, or another OSD does: the run that registered it is over.
-    Refused,
-    /// No answer, or none that proves anything.
-    Silent,
-}
-
 /// Asks the OSD at `address`, at most for [`PROBE_TIMEOUT`].
-pub async fn probe(cluster: Uuid, osd: OsdId, address: SocketAddr) -> ProbeResult {
+pub async fn probe(cluster: Uuid, osd: OsdId, address: SocketAddr) -> Probe {
     match timeout(PROBE_TIMEOUT, ask(cluster, osd, address)).await {
         Ok(Ok(result)) => result,
         // A reset of an open connection is no proof: the process may go on with others.
-        Ok(Err(_)) | Err(_) => ProbeResult::Silent,
+        Ok(Err(_)) | Err(_) => Probe::Silent,
     }
 }
 
-async fn ask(cluster: Uuid, osd: OsdId, address: SocketAddr) -> io::Result<ProbeResult> {
+async fn ask(cluster: Uuid, osd: OsdId, address: SocketAddr) -> io::Result<Probe> {
     let mut connection = match TcpStream::connect(address).await {
         Ok(connection) => connection,
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(ProbeResult::Refused),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(Probe::Refused),
         Err(error) => return Err(error),
     };
     let identity = Identity { cluster, role: Role::Client(MONITOR), incarnation: Incarnation(0) };
@@ -56,10 +46,10 @@ async fn ask(cluster: Uuid, osd: OsdId, address: SocketAddr) -> io::Result<Probe
     connection.write_all(&hello).await?;
     Ok(match answer(&mut connection).await? {
         Some(Message::Welcome(theirs)) if theirs.cluster == cluster && theirs.role == Role::Osd(osd) => {
-            ProbeResult::Alive(theirs.incarnation)
+            Probe::Alive(theirs.incarnation)
         }
-        Some(Message::Welcome(_)) | Some(Message::Refuse(Refusal::Target | Refusal::Cluster)) => ProbeResult::Refused,
-        _ => ProbeResult::Silent,
+        Some(Message::Welcome(_)) | Some(Message::Refuse(Refusal::Target | Refusal::Cluster)) => Probe::Refused,
+        _ => Probe::Silent,
     })
 }
 
@@ -114,29 +104,29 @@ mod tests {
         Message::Welcome(Hello { protocol: PROTOCOL, cluster: CLUSTER, role: Role::Osd(target), incarnation, target })
     }
 
-    async fn found(message: Option<Message>) -> ProbeResult {
+    async fn found(message: Option<Message>) -> Probe {
         probe(CLUSTER, OsdId(4), serve(message).await).await
     }
 
     #[tokio::test]
     async fn an_osd_that_answers_is_alive_in_its_run() {
-        assert_eq!(found(Some(welcome(4))).await, ProbeResult::Alive(Incarnation(77)));
+        assert_eq!(found(Some(welcome(4))).await, Probe::Alive(Incarnation(77)));
     }
 
     #[tokio::test]
     async fn a_free_port_and_a_stranger_prove_that_the_run_is_over() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert_eq!(probe(CLUSTER, OsdId(4), free).await, ProbeResult::Refused);
-        assert_eq!(found(Some(welcome(5))).await, ProbeResult::Refused);
-        assert_eq!(found(Some(Message::Refuse(Refusal::Target))).await, ProbeResult::Refused);
+        assert_eq!(probe(CLUSTER, OsdId(4), free).await, Probe::Refused);
+        assert_eq!(found(Some(welcome(5))).await, Probe::Refused);
+        assert_eq!(found(Some(Message::Refuse(Refusal::Target))).await, Probe::Refused);
     }
 
     #[tokio::test]
     async fn silence_and_nonsense_prove_nothing() {
         let begin = Instant::now();
-        assert_eq!(found(None).await, ProbeResult::Silent);
+        assert_eq!(found(None).await, Probe::Silent);
         assert!(begin.elapsed() >= PROBE_TIMEOUT && begin.elapsed() < 4 * PROBE_TIMEOUT, "{:?}", begin.elapsed());
-        assert_eq!(found(Some(Message::Refuse(Refusal::Protocol))).await, ProbeResult::Silent);
-        assert_eq!(found(Some(Message::Ping)).await, ProbeResult::Silent);
+        assert_eq!(found(Some(Message::Refuse(Refusal::Protocol))).await, Probe::Silent);
+        assert_eq!(found(Some(Message::Ping)).await, Probe::Silent);
     }
 }
