@@ -3,9 +3,12 @@
 //!
 //! Loss of all monitors, or of the state store, stops changes of membership, not I/O.
 
+mod absence;
+mod compaction;
 mod leader;
 mod metrics;
 mod monitor;
+pub mod probe;
 mod view;
 
 use std::future::Future;
@@ -61,6 +64,7 @@ pub async fn run(
         () = shutdown => Ok(()),
         never = candidate.run() => match never {},
         never = monitor.run() => match never {},
+        never = compaction::run(&*store, || elected.borrow().is_some(), compaction::KEEP) => match never {},
         result = metrics::serve(config.metrics, source) => result,
     };
     let leading = *elected.borrow();

@@ -1,9 +1,12 @@
 //! The monitor against a state store in memory.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cluster_proto::map::{Activation, ClusterInfo, Interval, OsdConfig, OsdState, PgMap, PoolConfig, keys, parse};
+use cluster_proto::map::{
+    Activation, ClusterInfo, Interval, Member, OsdConfig, OsdState, PgMap, PoolConfig, Suspicion, keys, parse,
+};
 use cluster_proto::{Epoch, Incarnation, OsdId, PgId, PoolId, Uuid};
 use cluster_state::{EmbeddedStore, StateStore, Txn};
 use mon::{MonConfig, run};
@@ -85,15 +88,68 @@ async fn pgs_are_created_and_renewed_and_history_is_kept() {
     assert!(created.iter().all(|map| map.epoch == Epoch(1)));
     let pg = PgId { pool: POOL, index: 4 };
     let first: PgMap = parse("", &store.get(&keys::pg_map(pg)).await.unwrap().unwrap().value).unwrap();
-    put(&store, keys::pg_activation(pg), &Activation { epoch: Epoch(1), acting: first.acting.clone() }).await;
+    let record =
+        Activation { epoch: Epoch(1), acting: first.acting.clone(), complete: first.target.clone(), min_size: 2 };
+    put(&store, keys::pg_activation(pg), &record).await;
     start_osd(&store, 2, 2).await;
     let renewed = wait_for(&store, |maps| maps.iter().all(|map| map.epoch == Epoch(2))).await;
-    assert!(renewed.iter().all(|m| m.acting.iter().any(|m| m.osd == OsdId(2) && m.incarnation == Incarnation(2))));
+    let second = Member { osd: OsdId(2), incarnation: Incarnation(2) };
+    assert!(renewed.iter().all(|map| map.members().any(|(_, member)| member == second)));
     let history: Vec<Interval> = parse("", &store.get(&keys::pg_history(pg)).await.unwrap().unwrap().value).unwrap();
-    assert_eq!(history, [Interval { epoch: Epoch(1), acting: first.target }]);
+    assert_eq!(history, [record.interval()]);
     assert_eq!(store.range(&format!("{}history/", keys::PGS)).await.unwrap().entries.len(), 1);
     sleep(Duration::from_millis(200)).await;
     assert!(maps(&store).await.iter().all(|map| map.epoch == Epoch(2)), "nothing changed, so nothing is written");
+    monitor.stop().await;
+}
+
+/// Registers OSD 3, of which nobody but `listener` knows more, and lets OSD 1 complain about it. Returns the maps once nobody
+/// serves with it any more.
+async fn complain(store: &EmbeddedStore, address: SocketAddr) -> Vec<PgMap> {
+    let suspect = Member { osd: OsdId(3), incarnation: Incarnation(9) };
+    put(store, keys::osd(OsdId(3)), &OsdState { address, incarnation: suspect.incarnation, started: 0 }).await;
+    wait_for(store, |maps| {
+        maps.len() == PG_COUNT as usize && maps.iter().all(|map| map.members().any(|(_, m)| m == suspect))
+    })
+    .await;
+    for pg in store.range(&format!("{}map/", keys::PGS)).await.unwrap().entries {
+        let map: PgMap = parse(&pg.key, &pg.value).unwrap();
+        let complete = map.target.clone();
+        let record = Activation { epoch: map.epoch, acting: map.acting, complete, min_size: 2 };
+        put(store, pg.key.replace("/map/", "/activation/"), &record).await;
+    }
+    let report = Suspicion { incarnation: Incarnation(1), suspects: vec![suspect] };
+    put(store, keys::suspicion(OsdId(1)), &report).await;
+    wait_for(store, |maps| maps.iter().all(|map| map.members().all(|(_, m)| m != suspect))).await
+}
+
+#[tokio::test]
+async fn an_osd_that_refuses_connections_is_dead() {
+    let store = cluster().await;
+    let monitor = start(&store, "a", None);
+    for id in 1..=2 {
+        start_osd(&store, id, 1).await;
+    }
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let maps = complain(&store, nobody).await;
+    let dead = Member { osd: OsdId(3), incarnation: Incarnation(9) };
+    assert!(maps.iter().all(|map| map.dead.contains(&dead)), "nobody needs to wait for it");
+    assert!(store.get(&keys::osd(OsdId(3))).await.unwrap().is_none(), "its registration is withdrawn");
+    monitor.stop().await;
+}
+
+#[tokio::test]
+async fn an_osd_that_is_silent_loses_its_place_but_may_live() {
+    let store = cluster().await;
+    let monitor = start(&store, "a", None);
+    for id in 1..=2 {
+        start_osd(&store, id, 1).await;
+    }
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let begin = Instant::now();
+    let maps = complain(&store, silent.local_addr().unwrap()).await;
+    assert!(begin.elapsed() > Duration::from_millis(900), "one unanswered probe is not enough");
+    assert!(maps.iter().all(|map| map.dead.is_empty()));
     monitor.stop().await;
 }
 

@@ -172,6 +172,12 @@ impl OsdHandle {
         self.live.borrow().clone()
     }
 
+    /// The same, to keep: it goes on to be updated, and shows the last state after the OSD's end. The OSD's thread writes
+    /// to it several times a second, so a receiver to which nothing new comes tells of a thread that hangs.
+    pub fn live_receiver(&self) -> watch::Receiver<Live> {
+        self.live.clone()
+    }
+
     /// Begins to stop: takes no more requests, finishes what is in the store, records it, deregisters. See
     /// [`join`](Self::join).
     pub fn stop(&self) {

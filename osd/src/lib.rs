@@ -17,7 +17,9 @@ mod control;
 mod device;
 mod error;
 mod handle;
+mod identity;
 mod live;
+mod metrics;
 mod opening;
 mod options;
 mod prepare;
@@ -25,6 +27,8 @@ mod shard;
 
 pub use error::{Error, ErrorKind};
 pub use handle::{End, OsdHandle, spawn};
+pub use identity::{Identity, identify};
 pub use live::Live;
+pub use metrics::to_prometheus;
 pub use options::{DurabilityOption, OsdOptions};
 pub use prepare::{PrepareOptions, Prepared, prepare};

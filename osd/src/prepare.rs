@@ -31,6 +31,8 @@ pub struct PrepareOptions {
 pub struct Prepared {
     /// Size of the device. Bytes.
     pub bytes: u64,
+    /// The new store.
+    pub store: Uuid,
 }
 
 /// Makes an empty store. A file that did not exist appears complete or not at all.
@@ -125,10 +127,11 @@ fn open_exclusively(path: &Path, is_block_device: bool) -> Result<File, Error> {
 
 fn write_format(file: &File, bytes: u64, options: &PrepareOptions) -> Result<Prepared, Error> {
     let path = options.path.display();
+    let store = Uuid::new_v4();
     let writes = blockstore::format(&FormatOptions {
         device_bytes: bytes,
         cluster: *options.cluster.as_bytes(),
-        store: *Uuid::new_v4().as_bytes(),
+        store: *store.as_bytes(),
         osd: options.id,
         log_bytes: None,
     })
@@ -141,5 +144,5 @@ fn write_format(file: &File, bytes: u64, options: &PrepareOptions) -> Result<Pre
         file.write_all_at(&write.data, write.offset).map_err(|e| failed(&options.path, "write to", &e))?;
     }
     file.sync_all().map_err(|e| failed(&options.path, "write to", &e))?;
-    Ok(Prepared { bytes })
+    Ok(Prepared { bytes, store })
 }

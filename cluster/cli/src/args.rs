@@ -1,29 +1,36 @@
 //! The command line: every command, option and help text.
 
+pub mod node;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use cluster_proto::{OsdId, PgId};
 
+use self::node::{EtcdSettings, GatewayRun, MonitorRun, OsdRun};
 use crate::size::Size;
 
 /// Block storage for virtual machines, with standard front doors.
 ///
-/// 'blockyard up' starts a whole cluster in one process and prints how to use it. All other commands talk to a running
-/// cluster: the one in ./blockyard-data, unless --cluster says otherwise.
+/// 'blockyard up' starts a whole cluster in one process and prints how to use it. A cluster of many machines has etcd for
+/// its state ('blockyard init'), 'blockyard mon', 'blockyard osd run' and 'blockyard gateway'. All other commands talk to
+/// a running cluster: the one in ./blockyard-data, unless --cluster says otherwise.
 #[derive(Debug, Parser)]
 #[command(name = "blockyard", version, propagate_version = true, after_help = EXIT_CODES, max_term_width = 110)]
 pub struct Args {
     /// The cluster: a data directory of 'blockyard up', or HOST:PORT[,HOST:PORT..] of its state store (etcd)
-    #[arg(
-        long,
-        global = true,
-        help_heading = GLOBAL,
-        env = "BLOCKYARD_CLUSTER",
-        default_value = "./blockyard-data",
-        value_name = "DIR|ENDPOINTS"
-    )]
-    pub cluster: String,
+    /// [default: ./blockyard-data]
+    #[arg(long, global = true, help_heading = GLOBAL, env = "BLOCKYARD_CLUSTER", value_name = "DIR|ENDPOINTS")]
+    pub cluster: Option<String>,
+
+    /// Settings of this machine, TOML or JSON; the command line and the environment win over them
+    #[arg(long, global = true, help_heading = GLOBAL, env = "BLOCKYARD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// How to be let in by the state store.
+    #[command(flatten)]
+    pub etcd: EtcdSettings,
 
     /// Print data as JSON. Field names are stable
     #[arg(long, global = true, help_heading = GLOBAL)]
@@ -50,6 +57,7 @@ Exit codes:
   4  no such pool, image, export or key
   5  exists already, or was changed by somebody else meanwhile
   6  would destroy data, and --yes was not given
+  7  some data still depends on it
 
 Sizes are bytes, or numbers with K, M, G, T or P (powers of 1024): 4096, 512M, 1.5T.
 Images are named NAME (in pool 'default') or POOL/NAME.
@@ -63,11 +71,24 @@ pub enum Command {
     /// The first start creates everything in the data directory; later starts use what is there. Serves until Ctrl-C or
     /// SIGTERM. When ready it writes DIR/up.json with the endpoints and prints how to use them.
     Up(UpOptions),
+    /// Create a cluster: gives an empty state store its identity
+    ///
+    /// Refused if the store holds a cluster already.
+    Init(InitOptions),
+    /// Run a monitor: it watches over the cluster and decides who serves what. Any number may run, one leads
+    Mon(MonitorRun),
+    /// Run a gateway: it serves the images to initiators. Any number may run
+    Gateway(GatewayRun),
     /// Show how the cluster is: health, placement groups, OSDs, space, errors
     Status,
     /// Pools: redundancy and placement of images
     #[command(subcommand)]
     Pool(PoolCommand),
+    /// Placement groups: who holds and serves which part of a pool
+    #[command(subcommand)]
+    Pg(PgCommand),
+    /// Show the space: of the whole cluster, of each pool and OSD
+    Df,
     /// OSDs: the processes that store data, each on one device or file
     #[command(subcommand)]
     Osd(OsdCommand),
@@ -92,6 +113,14 @@ pub enum Command {
         /// The directory; it is created if need be.
         dir: PathBuf,
     },
+}
+
+/// Options of `init`.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct InitOptions {
+    /// Identity of the cluster [default: a random one]
+    #[arg(long, value_name = "UUID")]
+    pub id: Option<cluster_proto::Uuid>,
 }
 
 /// How ports are chosen.
@@ -196,9 +225,12 @@ pub enum PoolCommand {
     Create {
         /// Its name.
         name: String,
-        /// Copies of each object: 1 to 16
-        #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
-        replicas: u8,
+        /// Copies of each object: 1 to 16 [default: 3]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16), conflicts_with = "ec")]
+        replicas: Option<u8>,
+        /// Erasure-code with K data and M parity shards. Not possible yet
+        #[arg(long, value_name = "K+M")]
+        ec: Option<String>,
         /// Fewest copies that may accept writes [default: more than half of them]
         #[arg(long, value_name = "N")]
         min_size: Option<u8>,
@@ -208,7 +240,50 @@ pub enum PoolCommand {
         /// Size of the objects that images are cut into: a power of two from 128K to 4M; cannot be changed later
         #[arg(long, value_name = "SIZE", default_value = "1M")]
         block_size: Size,
+        /// Only check whether it can be created
+        #[arg(long)]
+        dry_run: bool,
     },
+    /// Remove a pool without images, and its placement groups
+    Rm {
+        /// Its name.
+        name: String,
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+        /// Only show what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+/// Commands about placement groups.
+#[derive(Debug, Subcommand)]
+pub enum PgCommand {
+    /// List the placement groups
+    Ls {
+        /// Only those of this pool
+        #[arg(long, value_name = "POOL")]
+        pool: Option<String>,
+        /// Only those that this OSD serves or should serve
+        #[arg(long, value_name = "ID")]
+        osd: Option<OsdId>,
+        /// Only those in this state, as the list shows it
+        #[arg(long, value_name = "STATE")]
+        state: Option<String>,
+    },
+    /// Show everything that the cluster state knows of a placement group
+    Describe {
+        /// Pool number and index, like 1/17.
+        #[arg(value_parser = parse_pg)]
+        pg: PgId,
+    },
+}
+
+fn parse_pg(text: &str) -> Result<PgId, String> {
+    let wrong = || format!("{text:?} names no placement group: give POOL-NUMBER/INDEX, like 1/17");
+    let (pool, index) = text.split_once('/').ok_or_else(wrong)?;
+    Ok(PgId { pool: pool.parse().map_err(|_| wrong())?, index: index.parse().map_err(|_| wrong())? })
 }
 
 /// Commands about OSDs.
@@ -216,10 +291,91 @@ pub enum PoolCommand {
 pub enum OsdCommand {
     /// List the OSDs
     Ls,
+    /// Make an OSD of a device or file: registers it in the cluster and makes an empty store
+    ///
+    /// Refuses a device that holds anything, unless --yes is given. Then run it with 'blockyard osd run'.
+    Prepare(OsdPrepare),
+    /// Run OSDs on prepared devices or files
+    #[command(visible_alias = "start")]
+    Run(OsdRun),
+    /// Remove an OSD that does not run from the cluster
+    ///
+    /// Set its weight to 0 first and wait until its data is elsewhere: refused while placement groups need it.
+    Rm {
+        /// Its number.
+        id: OsdId,
+        /// Remove it although data depends on it, which may be lost
+        #[arg(long)]
+        force: bool,
+        /// Only show what depends on it
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Change an OSD's share of the data
+    Reweight(OsdReweight),
+    /// Change an OSD's tags, which pools may ask for
+    Tag {
+        /// Its number.
+        id: OsdId,
+        /// Tags to add
+        #[arg(long, value_name = "TAG", required_unless_present = "remove")]
+        add: Vec<String>,
+        /// Tags to remove
+        #[arg(long, value_name = "TAG")]
+        remove: Vec<String>,
+    },
     /// Show the structures on the device of a stopped OSD
     Dump(OsdDump),
     /// Check the device of a stopped OSD: structures, and every checksum
     Check(OsdCheck),
+}
+
+/// Options of `osd prepare`.
+#[derive(Debug, ClapArgs)]
+pub struct OsdPrepare {
+    /// The device or file.
+    pub path: PathBuf,
+    /// Size of the file, which is created, sparse, if it does not exist
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<Size>,
+    /// Number of the OSD [default: the next free one]
+    #[arg(long, value_name = "N", value_parser = parse_osd)]
+    pub id: Option<OsdId>,
+    /// Its share of the data, relative to the other OSDs [default: its size in TiB]
+    #[arg(long, value_name = "N")]
+    pub weight: Option<f64>,
+    /// Machine that it is in: copies go to different ones [default: this machine's name]
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+    /// A tag, which pools may ask for; repeat for more
+    #[arg(long, value_name = "TAG")]
+    pub tag: Vec<String>,
+    /// Overwrite what is on the device or file
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Options of `osd reweight`.
+#[derive(Clone, Copy, Debug, ClapArgs)]
+pub struct OsdReweight {
+    /// Its number.
+    pub id: OsdId,
+    /// Factor that corrects its weight: 0 (takes all data off it) to 1
+    #[arg(required_unless_present = "weight")]
+    pub factor: Option<f64>,
+    /// The weight itself, relative to the other OSDs; by custom its size in TiB
+    #[arg(long, value_name = "N")]
+    pub weight: Option<f64>,
+    /// Only show what would move
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+fn parse_osd(text: &str) -> Result<OsdId, String> {
+    match text.parse() {
+        Ok(OsdId(0)) | Err(_) => Err(format!("{text:?} is no number of an OSD: they are numbered from 1")),
+        Ok(id) => Ok(id),
+    }
 }
 
 /// Options of `osd dump`.

@@ -20,6 +20,8 @@ pub enum Exit {
     Conflict = 5,
     /// Data would be destroyed and `--yes` was not given.
     Unconfirmed = 6,
+    /// Some data still depends on what was to be removed.
+    Needed = 7,
 }
 
 impl From<Exit> for ExitCode {

@@ -5,14 +5,19 @@
 
 mod args;
 mod config;
+mod df;
 mod error;
 mod export;
 mod image;
+mod init;
 mod manual;
+mod node;
 mod osd;
 mod output;
+mod pg;
 mod pool;
 mod session;
+mod settings;
 mod size;
 mod status;
 mod up;
@@ -24,6 +29,7 @@ use clap::Parser;
 use crate::args::{Args, Command, OsdCommand};
 use crate::error::{CliError, Exit};
 use crate::output::Output;
+use crate::settings::NodeSettings;
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -34,7 +40,7 @@ fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
         }
     };
-    start_log(args.verbose);
+    start_log(args.verbose + u8::from(is_daemon(&args.command)));
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -42,6 +48,11 @@ fn main() -> ExitCode {
             error.exit.into()
         }
     }
+}
+
+/// Daemons of many machines tell more: nobody looks at them while they run.
+fn is_daemon(command: &Command) -> bool {
+    matches!(command, Command::Mon(_) | Command::Gateway(_) | Command::Osd(OsdCommand::Run(_)))
 }
 
 /// Warnings and worse, unless asked for more by `--verbose` or `BLOCKYARD_LOG`.
@@ -59,24 +70,48 @@ fn run(args: Args) -> Result<(), CliError> {
         .enable_all()
         .build()
         .map_err(|e| CliError::failed(format!("cannot start: the system refused a runtime: {e}")))?;
-    let result = runtime.block_on(dispatch(args.command, &args.cluster, out));
+    let result = runtime.block_on(async {
+        let settings = settings(&args)?;
+        dispatch(args.command, settings, out).await
+    });
     // A part that does not end must not keep the process.
     runtime.shutdown_background();
     result
 }
 
-async fn dispatch(command: Command, cluster: &str, out: Output) -> Result<(), CliError> {
+/// What the configuration file says, with what the command line says about the cluster.
+fn settings(args: &Args) -> Result<NodeSettings, CliError> {
+    let file = args.config.as_deref().map(NodeSettings::read).transpose()?.unwrap_or_default();
+    Ok(NodeSettings { cluster: args.cluster.clone().or(file.cluster), etcd: args.etcd.clone().or(file.etcd), ..file })
+}
+
+async fn dispatch(command: Command, settings: NodeSettings, out: Output) -> Result<(), CliError> {
+    let connect = || session::connect(&settings);
     match command {
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::pages(&dir),
         Command::Osd(OsdCommand::Dump(options)) => osd::dump(&options, out),
         Command::Osd(OsdCommand::Check(options)) => osd::check(&options, out),
+        Command::Osd(OsdCommand::Run(options)) => node::run::osd(options, settings, out).await,
+        Command::Mon(options) => node::run::monitor(options, settings, out).await,
+        Command::Gateway(options) => node::run::gateway(options, settings, out).await,
         Command::Up(options) => up::up(options, out).await,
-        Command::Status => status::status(&session::connect(cluster)?, out).await,
-        Command::Pool(command) => pool::run(&session::connect(cluster)?, command, out).await,
-        Command::Osd(OsdCommand::Ls) => osd::ls(&session::connect(cluster)?, out).await,
-        Command::Image(command) => image::run(&session::connect(cluster)?, command, out).await,
-        Command::Export(command) => export::run(&session::connect(cluster)?, command, out).await,
-        Command::Config(command) => config::run(&session::connect(cluster)?, command, out).await,
+        Command::Init(options) => init::init(&connect()?, &options, out).await,
+        Command::Status => status::status(&connect()?, out).await,
+        Command::Df => df::df(&connect()?, out).await,
+        Command::Pg(command) => pg::run(&connect()?, command, out).await,
+        Command::Pool(command) => pool::run(&connect()?, command, out).await,
+        Command::Osd(OsdCommand::Ls) => osd::ls(&connect()?, out).await,
+        Command::Osd(OsdCommand::Prepare(options)) => osd::prepare::prepare(&connect()?, options, out).await,
+        Command::Osd(OsdCommand::Rm { id, force, dry_run }) => {
+            osd::change::rm(&connect()?, id, force, dry_run, out).await
+        }
+        Command::Osd(OsdCommand::Reweight(options)) => osd::change::reweight(&connect()?, options, out).await,
+        Command::Osd(OsdCommand::Tag { id, add, remove }) => {
+            osd::change::tag(&connect()?, id, &add, &remove, out).await
+        }
+        Command::Image(command) => image::run(&connect()?, command, out).await,
+        Command::Export(command) => export::run(&connect()?, command, out).await,
+        Command::Config(command) => config::run(&connect()?, command, out).await,
     }
 }

@@ -1,5 +1,8 @@
 //! `blockyard osd`.
 
+pub mod change;
+pub mod prepare;
+
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::{self, Seek, SeekFrom};
@@ -26,6 +29,9 @@ pub struct OsdView {
     #[serde(rename = "in")]
     within: bool,
     weight: Option<f64>,
+    reweight: Option<f64>,
+    host: Option<String>,
+    tags: Vec<String>,
     address: Option<String>,
     started: Option<u64>,
     #[serde(flatten)]
@@ -43,24 +49,29 @@ impl OsdView {
 
     fn new(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>, id: OsdId) -> OsdView {
         let state = map.osds.get(&id);
-        let weight = map.osd_configs.get(&id).map(|config| config.weight);
+        let config = map.osd_configs.get(&id);
+        let weight = config.map(|config| config.weight);
         OsdView {
             id: id.0,
             up: state.is_some(),
-            within: weight.is_some_and(|weight| weight > 0.0),
+            within: config.is_some_and(|config| config.effective_weight() > 0.0),
             weight,
+            reweight: config.map(|config| config.reweight),
+            host: config.map(|config| config.host.clone()).filter(|host| !host.is_empty()),
+            tags: config.map(|config| config.tags.clone()).unwrap_or_default(),
             address: state.map(|state| state.address.to_string()),
             started: state.map(|state| state.started),
             stats: stats.get(&id).cloned().unwrap_or_default(),
         }
     }
 
-    fn row(&self) -> [String; 9] {
+    fn row(&self) -> [String; 10] {
         let dash = || "-".to_owned();
         [
             self.id.to_string(),
             if self.up { "up" } else { "down" }.into(),
-            self.weight.map_or_else(dash, |weight| format!("{weight:.4}")),
+            self.weight.map_or_else(dash, |weight| format!("{:.4}", weight * self.reweight.unwrap_or(1.0))),
+            self.host.iter().chain(&self.tags).map(String::as_str).collect::<Vec<_>>().join(" "),
             self.address.clone().unwrap_or_else(dash),
             Size(self.stats.space.used).to_string(),
             Size(self.stats.space.total).to_string(),
@@ -72,8 +83,18 @@ impl OsdView {
 
     /// The OSDs as a table.
     pub fn table(osds: &[OsdView]) -> String {
-        let headings =
-            [">OSD", "STATE", ">WEIGHT", "ADDRESS", ">USED", ">SIZE", ">PGS LED", ">CRC ERRORS", ">REPAIRED"];
+        let headings = [
+            ">OSD",
+            "STATE",
+            ">WEIGHT",
+            "HOST, TAGS",
+            "ADDRESS",
+            ">USED",
+            ">SIZE",
+            ">PGS LED",
+            ">CRC ERRORS",
+            ">REPAIRED",
+        ];
         table(headings, osds.iter().map(OsdView::row))
     }
 }

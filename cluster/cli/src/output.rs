@@ -24,8 +24,21 @@ impl Output {
                 .map_err(|e| CliError::failed(format!("cannot write the result as JSON: {e}")))?;
             return print(&format!("{json}\n"));
         }
-        let text = text(data);
-        print(&if text.is_empty() || text.ends_with('\n') { text } else { text + "\n" })
+        self.show_text(&text(data))
+    }
+
+    /// Shows `data`, which ends nothing: as one line of JSON if that was asked for, so that a reader knows its end.
+    pub fn line<T: Serialize>(self, data: &T, text: impl FnOnce(&T) -> String) -> Result<(), CliError> {
+        if self.json {
+            let json = serde_json::to_string(data)
+                .map_err(|e| CliError::failed(format!("cannot write the result as JSON: {e}")))?;
+            return print(&format!("{json}\n"));
+        }
+        self.show_text(&text(data))
+    }
+
+    fn show_text(self, text: &str) -> Result<(), CliError> {
+        print(&if text.is_empty() || text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") })
     }
 }
 

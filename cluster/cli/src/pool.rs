@@ -1,5 +1,6 @@
 //! `blockyard pool`.
 
+use blockyard_client::metadata;
 use cluster_proto::PoolId;
 use cluster_proto::map::{ClusterMap, PoolConfig, Scheme, keys};
 use cluster_state::{Compare, StateStore, Txn};
@@ -8,13 +9,16 @@ use mon_core::placement::place;
 use serde::Serialize;
 
 use crate::args::PoolCommand;
-use crate::error::CliError;
+use crate::error::{CliError, Exit};
+use crate::osd::change::last_removed;
 use crate::output::{Output, table};
 use crate::session::Session;
 use crate::size::Size;
 
 /// Attempts to get a pool number before giving up.
 const ATTEMPTS_MAX: usize = 16;
+/// Copies unless said otherwise.
+const COPIES_DEFAULT: u8 = 3;
 
 /// A pool as shown.
 #[derive(Debug, Serialize)]
@@ -70,29 +74,94 @@ pub async fn run(session: &Session, command: PoolCommand, out: Output) -> Result
                 table(headings, pools.iter().map(PoolView::row))
             })
         }
-        PoolCommand::Create { name, replicas, min_size, pg_count, block_size } => {
-            let defaults = PoolConfig::replicated(&name, replicas);
+        PoolCommand::Create { name, replicas, ec, min_size, pg_count, block_size, dry_run } => {
+            let defaults = defaults(&name, replicas, ec.as_deref())?;
             let config = PoolConfig {
                 min_size: min_size.unwrap_or(defaults.min_size),
                 pg_count,
                 block_size: u32::try_from(block_size.0).unwrap_or(u32::MAX),
                 ..defaults
             };
+            if dry_run {
+                let map = session.map().await?;
+                validate(&config).and_then(|()| check(&map, &config))?;
+                let id = next_id(session, &map).await?;
+                return out.show(&PoolView::new(&map, id, &config), |_| format!("pool {name:?} can be created"));
+            }
             let id = create(session, &config).await?;
             let map = session.map().await?;
             out.show(&PoolView::new(&map, id, &config), |_| {
                 format!("created pool {name:?}; its placement groups will be active in a moment")
             })
         }
+        PoolCommand::Rm { name, yes, dry_run } => rm(session, &name, yes, dry_run, out).await,
     }
 }
 
+/// A pool of this redundancy.
+fn defaults(name: &str, replicas: Option<u8>, ec: Option<&str>) -> Result<PoolConfig, CliError> {
+    match ec {
+        Some(code) => Err(CliError::usage(format!(
+            "cannot make an erasure-coded pool ({code}): that comes with a later version, use --replicas until then"
+        ))),
+        None => Ok(PoolConfig::replicated(name, replicas.unwrap_or(COPIES_DEFAULT))),
+    }
+}
+
+/// Removes a pool and its placement groups in one step; its number is not used again.
+async fn rm(session: &Session, name: &str, yes: bool, dry_run: bool, out: Output) -> Result<(), CliError> {
+    let map = session.map().await?;
+    let Some((id, config)) = map.pool_by_name(name) else {
+        return Err(CliError::not_found(format!("there is no pool {name:?}: 'blockyard pool ls' lists them")));
+    };
+    let images: Vec<_> = metadata::images(&*session.store).await?.into_iter().filter(|i| i.meta.pool == id).collect();
+    if let Some(first) = images.first() {
+        return Err(CliError::new(
+            Exit::Needed,
+            format!(
+                "cannot remove pool {name:?}: it has {} image{} ({} first): remove them with 'blockyard image rm'",
+                images.len(),
+                if images.len() == 1 { "" } else { "s" },
+                first.meta.name
+            ),
+        ));
+    }
+    let view = PoolView::new(&map, id, config);
+    if dry_run {
+        return out.show(&view, |view| format!("pool {name:?} with {} placement groups can be removed", view.pg_count));
+    }
+    CliError::unless_confirmed(yes, format!("removing pool {name:?} deletes whatever its placement groups hold"))?;
+    let last = session.store.get(keys::LAST_POOL).await?;
+    let highest = last_removed(&*session.store, keys::LAST_POOL).await?.max(id.0);
+    let index = keys::image_names(id);
+    let txn = Txn::new()
+        .when(Compare::ModRevision {
+            key: keys::LAST_POOL.into(),
+            revision: last.map_or(0, |entry| entry.mod_revision),
+        })
+        .when(Compare::Exists(keys::pool(id)))
+        .put(keys::LAST_POOL, json(&highest)?)
+        .delete(keys::pool(id))
+        .delete_prefix(index);
+    let txn = ["map", "activation", "history"]
+        .iter()
+        .fold(txn, |txn, group| txn.delete_prefix(format!("{}{group}/{id}/", keys::PGS)));
+    if !session.store.txn(txn).await?.succeeded {
+        return Err(CliError::conflict(format!("pool {name:?} was changed by somebody else meanwhile: try again")));
+    }
+    out.show(&serde_json::json!({ "id": id, "name": name, "removed": true }), |_| format!("removed pool {name:?}"))
+}
+
+fn validate(config: &PoolConfig) -> Result<(), CliError> {
+    config.validate().map_err(|e| CliError::usage(format!("cannot create pool {:?}: {e}", config.name)))
+}
+
 async fn create(session: &Session, config: &PoolConfig) -> Result<PoolId, CliError> {
-    config.validate().map_err(|e| CliError::usage(format!("cannot create pool {:?}: {e}", config.name)))?;
+    validate(config)?;
     for _ in 0..ATTEMPTS_MAX {
         let map = session.map().await?;
         check(&map, config)?;
-        let id = unused_id(&map);
+        let id = next_id(session, &map).await?;
         if put_new(&*session.store, id, config).await? {
             return Ok(id);
         }
@@ -112,10 +181,11 @@ pub fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, CliError> {
     serde_json::to_vec(value).map_err(|e| CliError::failed(format!("cannot write a value as JSON: {e}")))
 }
 
-/// Pool numbers are not used twice as long as anything tells of them.
-fn unused_id(map: &ClusterMap) -> PoolId {
-    let last = map.pools.keys().copied().chain(map.pgs.keys().map(|pg| pg.pool)).max();
-    PoolId(last.map_or(1, |id| id.0.saturating_add(1)))
+/// Pool numbers are not used twice.
+async fn next_id(session: &Session, map: &ClusterMap) -> Result<PoolId, CliError> {
+    let removed = last_removed(&*session.store, keys::LAST_POOL).await?;
+    let last = map.pools.keys().copied().chain(map.pgs.keys().map(|pg| pg.pool)).map(|id| id.0).max();
+    Ok(PoolId(last.unwrap_or(0).max(removed).saturating_add(1)))
 }
 
 /// Whether the cluster can have such a pool.

@@ -9,6 +9,7 @@ use cluster_state::{EtcdConfig, EtcdStore, Snapshot, StateStore};
 use mon::View;
 
 use crate::error::{CliError, Exit, io_failed};
+use crate::settings::NodeSettings;
 use crate::up::Endpoints;
 
 /// How long the state store may take for one request.
@@ -20,15 +21,24 @@ pub struct Session {
     pub store: Arc<dyn StateStore>,
 }
 
-/// Connects to the state store of `cluster`: a data directory of `blockyard up`, or endpoints.
-pub fn connect(cluster: &str) -> Result<Session, CliError> {
-    let spec = endpoints(cluster)?;
-    let config = EtcdConfig { request_timeout: REQUEST_MAX, ..EtcdConfig::from_spec(&spec)? };
+/// Connects to the state store of the cluster that is meant.
+pub fn connect(settings: &NodeSettings) -> Result<Session, CliError> {
+    let spec = endpoints(settings.cluster())?;
+    let config = EtcdConfig { request_timeout: REQUEST_MAX, ..settings.etcd.config(&spec)? };
     Ok(Session { store: Arc::new(EtcdStore::new(config)?) })
 }
 
-/// The etcd endpoints that `cluster` stands for.
-fn endpoints(cluster: &str) -> Result<String, CliError> {
+/// What to say about a state store without a cluster.
+pub fn no_cluster(store: &dyn StateStore) -> CliError {
+    CliError::not_found(format!(
+        "the state store {} holds no cluster: create one with 'blockyard init' or 'blockyard up', or name another with \
+         --cluster",
+        store.location()
+    ))
+}
+
+/// The etcd endpoints that `cluster` stands for: a data directory of `blockyard up`, or endpoints.
+pub fn endpoints(cluster: &str) -> Result<String, CliError> {
     let dir = Path::new(cluster);
     let looks_like_endpoints = cluster.contains(':') && !cluster.starts_with(['.', '/']);
     if looks_like_endpoints && !dir.is_dir() {
@@ -74,10 +84,7 @@ impl Session {
     pub async fn map(&self) -> Result<ClusterMap, CliError> {
         let view = self.view().await?;
         if view.map().cluster.is_none() {
-            return Err(CliError::not_found(format!(
-                "the state store {} holds no cluster: start one with 'blockyard up', or name another with --cluster",
-                self.store.location()
-            )));
+            return Err(no_cluster(&*self.store));
         }
         Ok(view.map().clone())
     }

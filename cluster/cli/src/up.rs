@@ -7,40 +7,19 @@
 mod banner;
 mod bootstrap;
 mod directory;
-mod notify;
 mod parts;
 mod ports;
 mod readiness;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
 use crate::args::UpOptions;
 use crate::error::CliError;
+use crate::node::notify;
+use crate::node::signals::Signals;
 use crate::output::{Output, print};
 use directory::Directory;
 pub use directory::Endpoints;
 use parts::Parts;
 use ports::Listeners;
-
-/// Signals that end the process.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, CliError> {
-        let listen = |kind| signal(kind).map_err(|e| CliError::failed(format!("cannot listen to signals: {e}")));
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
 
 /// Starts the cluster and serves until a signal comes or a part fails.
 pub async fn up(options: UpOptions, out: Output) -> Result<(), CliError> {

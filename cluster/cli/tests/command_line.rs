@@ -13,6 +13,11 @@ fn help_is_as_reviewed() {
         ("help-image-import", &["help", "image", "import"]),
         ("help-export", &["help", "export"]),
         ("help-config-set", &["help", "config", "set"]),
+        ("help-osd", &["help", "osd"]),
+        ("help-osd-prepare", &["osd", "prepare", "-h"]),
+        ("help-osd-run", &["osd", "run", "-h"]),
+        ("help-mon", &["mon", "-h"]),
+        ("help-gateway", &["gateway", "-h"]),
     ] {
         let run = blockyard(args);
         assert_eq!(run.code, 0, "{}", run.stderr);
@@ -25,9 +30,21 @@ fn every_command_has_help_with_json_and_cluster() {
     for args in [
         &["up"][..],
         &["status"],
+        &["df"],
+        &["init"],
+        &["mon"],
+        &["gateway"],
         &["pool", "ls"],
         &["pool", "create"],
+        &["pool", "rm"],
+        &["pg", "ls"],
+        &["pg", "describe"],
         &["osd", "ls"],
+        &["osd", "prepare"],
+        &["osd", "run"],
+        &["osd", "rm"],
+        &["osd", "reweight"],
+        &["osd", "tag"],
         &["osd", "dump"],
         &["osd", "check"],
         &["image", "create"],
@@ -63,6 +80,13 @@ fn wrong_command_lines_exit_with_2() {
         &["up", "--image", "x"],
         &["up", "--ports", "some"],
         &["up", "--ec", "2+1", "--replicas", "2"],
+        &["pool", "create", "p", "--ec", "2+1", "--replicas", "2"],
+        &["pg", "describe", "17"],
+        &["osd", "prepare", "x", "--id", "0"],
+        &["osd", "run"],
+        &["osd", "tag", "1"],
+        &["gateway", "--nbd", "nowhere"],
+        &["mon", "--lease-ttl-s", "61"],
     ] {
         let run = blockyard(args);
         assert_eq!((run.code, run.stdout.as_str()), (2, ""), "{args:?}: {}", run.stderr);

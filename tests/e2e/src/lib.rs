@@ -1,5 +1,5 @@
-//! What the end-to-end tests are made of: a cluster as a process, a small NBD client, a load that knows what must be
-//! there after a crash, and other people's programs.
+//! What the end-to-end tests are made of: a cluster as one process or as many, with real etcd and networks that can be cut,
+//! a small NBD client, a load that knows what must be there after a crash, and other people's programs.
 //!
 //! Nothing here links any crate of Blockyard: the tests see what users see. Settings of the environment:
 //!
@@ -10,16 +10,24 @@
 
 mod cluster;
 mod deadline;
+mod etcd;
+mod fleet;
 mod load;
 mod nbd;
+mod netns;
+mod process;
 mod random;
 mod stamp;
 mod tool;
 
 pub use cluster::{Cluster, Refused, scratch, try_up};
 pub use deadline::{eventually, limited};
+pub use etcd::{Certificates, Etcd, free_port};
+pub use fleet::{Fleet, FleetOptions};
 pub use load::{Lane, Pattern};
 pub use nbd::{Command, Nbd, PERMISSION_DENIED};
+pub use netns::{Network, can_make_networks};
+pub use process::Process;
 pub use random::Random;
 pub use stamp::{UNIT, read_stamp, write_stamp};
 pub use tool::{Done, blockyard, have, run, sha256, skip, workspace};

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::time::{Duration, Instant};
 
 use crate::{Command, Nbd, Random, UNIT, read_stamp, write_stamp};
 
@@ -51,6 +52,7 @@ struct Request {
     count: u64,
     /// Sequence number, 0 for zeroes, none for reads.
     writes: Option<u64>,
+    issued: Instant,
 }
 
 impl Request {
@@ -78,6 +80,8 @@ pub struct Lane {
     random: Random,
     /// Writes acknowledged so far.
     pub writes: u64,
+    /// The longest that a request took, since somebody set it to zero.
+    pub slowest: Duration,
 }
 
 impl Lane {
@@ -92,6 +96,7 @@ impl Lane {
             sequence: 0,
             random: Random::new(seed),
             writes: 0,
+            slowest: Duration::ZERO,
         }
     }
 
@@ -107,14 +112,32 @@ impl Lane {
         }
     }
 
+    /// Loads the connection as long as `go` says, and then waits for all answers.
+    ///
+    /// # Panics
+    /// As [`Self::run`], and if the connection breaks.
+    pub fn run_while(&mut self, nbd: &mut Nbd, pattern: &Pattern, mut go: impl FnMut(&Lane) -> bool) {
+        while go(self) {
+            self.turn(nbd, pattern).unwrap_or_else(|e| panic!("{}: the connection broke: {e}", pattern.name));
+        }
+        while !self.under_way.is_empty() {
+            self.take_answer(nbd, pattern).unwrap_or_else(|e| panic!("{}: the connection broke: {e}", pattern.name));
+        }
+    }
+
     fn turn(&mut self, nbd: &mut Nbd, pattern: &Pattern) -> io::Result<()> {
         while nbd.under_way() < pattern.depth {
             let Some(request) = self.choose(pattern) else { break };
             self.issue(nbd, request, pattern.fua)?;
         }
+        self.take_answer(nbd, pattern)
+    }
+
+    fn take_answer(&mut self, nbd: &mut Nbd, pattern: &Pattern) -> io::Result<()> {
         let (cookie, answer) = nbd.receive()?;
         let request = self.under_way.remove(&cookie).expect("an answer to what was asked");
         let data = answer.unwrap_or_else(|e| panic!("{}: {request:?} failed: {e}", pattern.name));
+        self.slowest = self.slowest.max(request.issued.elapsed());
         self.finish(request, &data);
         Ok(())
     }
@@ -136,7 +159,7 @@ impl Lane {
                 self.sequence += 1;
                 Some(self.sequence)
             };
-            Some(Request { first, count, writes })
+            Some(Request { first, count, writes, issued: Instant::now() })
         })
     }
 

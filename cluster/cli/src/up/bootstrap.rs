@@ -3,22 +3,19 @@
 //! Order of a first start: identity, OSD files, pool, images, and the configuration of the OSDs last. As long as that is
 //! missing the start was not complete, and the next one goes on where this one ended; every step finds what it made before.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use blockyard_client::{ErrorKind, metadata};
-use cluster_proto::map::{ClusterInfo, ClusterMap, OsdConfig, PoolConfig, keys, parse};
+use cluster_proto::map::{ClusterMap, OsdConfig, PoolConfig, keys};
 use cluster_proto::{OsdId, PoolId, Uuid};
-use cluster_state::{Compare, EmbeddedStore, StateStore, Txn};
+use cluster_state::{EmbeddedStore, StateStore, Txn};
 use osd::PrepareOptions;
 
 use super::directory::Directory;
 use crate::args::{ImageSpec, NewImage, UpOptions};
 use crate::error::CliError;
+use crate::init::identity;
 use crate::pool::{json, put_new};
 use crate::size::Size;
 
-/// Version of the schema of the cluster state.
-const SCHEMA: u32 = 1;
 /// The first pool.
 const FIRST_POOL: PoolId = PoolId(1);
 
@@ -41,7 +38,8 @@ pub struct Layout {
 
 /// Creates or checks the cluster in `directory`.
 pub async fn bootstrap(store: &EmbeddedStore, directory: &Directory, options: &UpOptions) -> Result<Layout, CliError> {
-    let cluster = identity(store).await?;
+    let (info, _) = identity(store, None).await?;
+    let cluster = info.id;
     let map = read_config(store).await?;
     let osds = if map.osd_configs.is_empty() {
         create(store, directory, options, cluster).await?
@@ -54,24 +52,6 @@ pub async fn bootstrap(store: &EmbeddedStore, directory: &Directory, options: &U
     let images = metadata::images(store).await?.into_iter().filter(|info| !info.meta.removing);
     let images = images.map(|info| (ImageSpec { pool: info.pool_config.name, name: info.meta.name }, info.meta.size));
     Ok(Layout { cluster, osds, images: images.collect() })
-}
-
-/// The cluster's identity, given at the very first start.
-async fn identity(store: &EmbeddedStore) -> Result<Uuid, CliError> {
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let info = ClusterInfo { id: Uuid::new_v4(), created, schema: SCHEMA };
-    let txn =
-        Txn::new().when(Compare::Absent(keys::CLUSTER.into())).put(keys::CLUSTER, json(&info)?).or_read(keys::CLUSTER);
-    let result = store.txn(txn).await?;
-    let Some(entry) = result.read.into_iter().flatten().next() else { return Ok(info.id) };
-    let info: ClusterInfo = parse(keys::CLUSTER, &entry.value).map_err(|e| CliError::failed(e.to_string()))?;
-    if info.schema > SCHEMA {
-        return Err(CliError::failed(format!(
-            "the data directory was written by a newer version of Blockyard (schema {}): start that one",
-            info.schema
-        )));
-    }
-    Ok(info.id)
 }
 
 async fn read_config(store: &EmbeddedStore) -> Result<ClusterMap, CliError> {

@@ -1,63 +1,29 @@
-//! The parts of the cluster: starting them, noticing that one fails, stopping them in order.
+//! The parts of the cluster: the state store with its server, and a [`Node`] with all daemons.
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cluster_state::{EmbeddedStore, StateStore, serve_etcd};
-use futures::future::{join_all, select_all};
-use gateway::{GatewayHandle, GatewayOptions, GatewayStats};
+use gateway::{GatewayOptions, GatewayStats};
 use mon::MonConfig;
-use osd::{OsdHandle, OsdOptions};
-use tokio::net::TcpListener;
+use osd::OsdOptions;
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::bootstrap::Layout;
 use super::directory::Directory;
 use super::ports::Listeners;
 use crate::error::CliError;
+use crate::node::{Node, Task, adopt};
 
 /// How long a dead process of this cluster is taken for alive. Seconds.
 const LEASE_TTL_S: u32 = 5;
 /// How long stopping may take in all.
 const STOP_MAX: Duration = Duration::from_secs(10);
-
-/// A task of the control plane.
-struct Task {
-    stop: oneshot::Sender<()>,
-    handle: JoinHandle<Result<(), String>>,
-}
-
-impl Task {
-    /// Runs what `work` makes of a future that is ready when the task shall stop.
-    fn spawn<F>(work: impl FnOnce(oneshot::Receiver<()>) -> F) -> Task
-    where
-        F: Future<Output = Result<(), String>> + Send + 'static,
-    {
-        let (stop, stopped) = oneshot::channel();
-        Task { stop, handle: tokio::spawn(work(stopped)) }
-    }
-
-    async fn stop(self) -> Result<(), String> {
-        drop(self.stop);
-        self.handle.await.unwrap_or_else(|e| Err(e.to_string()))
-    }
-
-    /// Waits until it ends although nobody asked for that.
-    async fn failed(&mut self, what: &str) -> CliError {
-        let why = match (&mut self.handle).await {
-            Ok(Ok(())) => "it ended".to_owned(),
-            Ok(Err(why)) => why,
-            Err(error) => error.to_string(),
-        };
-        CliError::failed(format!("{what} failed, so the cluster stops: {why}"))
-    }
-}
 
 /// Where a started cluster serves.
 pub struct Serving {
@@ -78,9 +44,8 @@ pub struct Serving {
 pub struct Parts {
     store: Option<EmbeddedStore>,
     etcd: Option<(SocketAddr, Task)>,
-    monitor: Option<(SocketAddr, Task)>,
-    osds: Vec<OsdHandle>,
-    gateway: Option<GatewayHandle>,
+    metrics: Option<SocketAddr>,
+    node: Node,
     nbd_socket: Option<PathBuf>,
 }
 
@@ -105,7 +70,7 @@ impl Parts {
         let Some(store) = self.store.clone() else { return Err(CliError::failed("the state store is not open")) };
         let state: Arc<dyn StateStore> = Arc::new(store.clone());
         self.start_etcd(store, listeners.etcd)?;
-        self.start_osds(directory, layout, &state).await?;
+        self.node.start_osds(osds(directory, layout, &state)).await?;
         self.start_gateway(directory, listeners.nbd, layout, &state).await?;
         self.start_monitor(listeners.metrics, state)
     }
@@ -117,33 +82,6 @@ impl Parts {
         });
         self.etcd = Some((address, task));
         Ok(())
-    }
-
-    /// Opens all stores at the same time.
-    async fn start_osds(
-        &mut self,
-        directory: &Directory,
-        layout: &Layout,
-        state: &Arc<dyn StateStore>,
-    ) -> Result<(), CliError> {
-        let starting = layout.osds.iter().map(|id| {
-            let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-            let path = directory.osd(*id);
-            let options = OsdOptions {
-                lease_ttl_s: LEASE_TTL_S,
-                ..OsdOptions::new(path, *id, layout.cluster, listen, state.clone(), Handle::current())
-            };
-            spawn_blocking(move || osd::spawn(options))
-        });
-        let mut failure = None;
-        for started in join_all(starting).await {
-            match started {
-                Ok(Ok(osd)) => self.osds.push(osd),
-                Ok(Err(error)) => failure = failure.or(Some(error.to_string())),
-                Err(error) => failure = failure.or(Some(error.to_string())),
-            }
-        }
-        failure.map_or(Ok(()), |why| Err(CliError::failed(why)))
     }
 
     async fn start_gateway(
@@ -160,53 +98,41 @@ impl Parts {
             lease_ttl_s: LEASE_TTL_S,
             ..GatewayOptions::new(layout.cluster, state.clone(), Handle::current())
         };
-        let started = spawn_blocking(move || gateway::spawn(options)).await;
-        let started = started.map_err(|e| CliError::failed(format!("starting the gateway failed: {e}")))?;
-        self.gateway = Some(started.map_err(|e| CliError::failed(e.to_string()))?);
-        Ok(())
+        self.node.start_gateway(options).await
     }
 
     fn start_monitor(&mut self, listener: std::net::TcpListener, state: Arc<dyn StateStore>) -> Result<(), CliError> {
         let (address, listener) = adopt("metrics", listener)?;
-        let stats = self.gateway.as_ref().map(GatewayHandle::stats_receiver);
-        let more = move || stats.as_ref().map_or_else(String::new, |stats| stats.borrow().to_prometheus());
+        let exports = self.node.exports();
         let config = MonConfig {
             name: format!("up-{}", std::process::id()),
             lease_ttl_s: LEASE_TTL_S,
             metrics: Some(listener),
-            more_metrics: Some(Arc::new(more)),
+            more_metrics: Some(Arc::new(move || exports.iter().map(|export| export()).collect())),
         };
-        let task = Task::spawn(|stop| async move {
-            mon::run(state, config, async move { drop(stop.await) }).await.map_err(|e| e.to_string())
-        });
-        self.monitor = Some((address, task));
+        self.node.start_monitor(state, config);
+        self.metrics = Some(address);
         Ok(())
     }
 
     /// Where everything serves. Only to be called when everything was started.
     pub fn serving(&self) -> Result<Serving, CliError> {
-        let (Some((etcd, _)), Some((metrics, _)), Some(gateway)) = (&self.etcd, &self.monitor, &self.gateway) else {
+        let (Some((etcd, _)), Some(metrics), Some(gateway)) = (&self.etcd, self.metrics, &self.node.gateway) else {
             return Err(not_started());
         };
         let nbd = gateway.nbd_addresses().first().copied().ok_or_else(not_started)?;
         let (nbd_socket, stats) = (self.nbd_socket.clone(), gateway.stats_receiver());
-        Ok(Serving { etcd: *etcd, metrics: *metrics, nbd, nbd_socket, stats })
+        Ok(Serving { etcd: *etcd, metrics, nbd, nbd_socket, stats })
     }
 
     /// Waits until a part fails, and says which and why. Only to be called when everything was started.
     pub async fn failed(&mut self) -> CliError {
-        let Parts { etcd, monitor, osds, gateway, .. } = self;
-        let (Some((_, etcd)), Some((_, monitor)), Some(gateway)) = (etcd, monitor, gateway) else {
-            return not_started();
-        };
-        let osd_failed = async |osd: &OsdHandle| (osd.id(), osd.failed().await);
-        let osds = select_all(osds.iter().map(|osd| Box::pin(osd_failed(osd))));
-        tokio::select! {
+        let Some((_, etcd)) = &mut self.etcd else { return not_started() };
+        let failure = tokio::select! {
             failure = etcd.failed("the state store") => failure,
-            failure = monitor.failed("the monitor") => failure,
-            ((id, why), _, _) = osds => CliError::failed(format!("OSD {id} failed, so the cluster stops: {why}")),
-            why = gateway.failed() => CliError::failed(format!("the gateway failed, so the cluster stops: {why}")),
-        }
+            failure = self.node.failed() => failure,
+        };
+        CliError::failed(format!("the cluster stops, because {failure}"))
     }
 
     /// Stops everything: first who asks, then who answers.
@@ -217,18 +143,9 @@ impl Parts {
     }
 
     async fn stop_in_order(self) -> Result<(), CliError> {
-        let mut failures = Vec::new();
-        if let Some(gateway) = self.gateway {
-            gateway.stop();
-            failures.extend(joined("the gateway", spawn_blocking(move || gateway.join())).await);
-        }
-        self.osds.iter().for_each(OsdHandle::stop);
-        let ending = self.osds.into_iter().map(|osd| joined("an OSD", spawn_blocking(move || osd.join())));
-        failures.extend(join_all(ending).await.into_iter().flatten());
-        for (what, task) in [("the monitor", self.monitor), ("the state store", self.etcd)] {
-            if let Some((_, task)) = task {
-                failures.extend(task.stop().await.err().map(|why| format!("{what} failed: {why}")));
-            }
+        let mut failures = self.node.stop().await;
+        if let Some((_, task)) = self.etcd {
+            failures.extend(task.stop().await.err().map(|why| format!("the state store failed: {why}")));
         }
         if let Some(store) = self.store {
             store.close().await;
@@ -244,17 +161,12 @@ fn not_started() -> CliError {
     CliError::failed("the cluster is not started")
 }
 
-/// Makes a listener part of the runtime.
-fn adopt(what: &str, listener: std::net::TcpListener) -> Result<(SocketAddr, TcpListener), CliError> {
-    let adopt = || Ok((listener.local_addr()?, TcpListener::from_std(listener)?));
-    adopt().map_err(|e: std::io::Error| CliError::failed(format!("cannot serve {what}: {e}")))
-}
-
-/// Why a thread did not end well, if it did not.
-async fn joined<E: std::fmt::Display>(what: &str, ending: JoinHandle<Result<(), E>>) -> Option<String> {
-    match ending.await {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(error) => Some(format!("{what} failed: {error}")),
-    }
+/// What the OSDs of the data directory are told.
+fn osds(directory: &Directory, layout: &Layout, state: &Arc<dyn StateStore>) -> Vec<OsdOptions> {
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let options = |id: &_| OsdOptions {
+        lease_ttl_s: LEASE_TTL_S,
+        ..OsdOptions::new(directory.osd(*id), *id, layout.cluster, listen, state.clone(), Handle::current())
+    };
+    layout.osds.iter().map(options).collect()
 }

@@ -1,6 +1,8 @@
 //! Running the command, and comparing what it prints with what was reviewed.
 #![allow(dead_code)]
 
+pub mod cluster;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -23,7 +25,8 @@ impl Run {
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blockyard"));
     command.args(args).stdin(Stdio::null()).env("COLUMNS", "110");
-    for name in ["BLOCKYARD_CLUSTER", "BLOCKYARD_LOG", "NOTIFY_SOCKET"] {
+    let ours = |name: &str| name.starts_with("BLOCKYARD_") || ["NOTIFY_SOCKET", "WATCHDOG_USEC"].contains(&name);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
         command.env_remove(name);
     }
     command

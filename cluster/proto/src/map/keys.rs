@@ -23,6 +23,10 @@ pub const CLUSTER: &str = "/blockyard/config/cluster";
 pub const TREE: &str = "/blockyard/config/tree";
 /// Settings of the whole cluster.
 pub const SETTINGS: &str = "/blockyard/config/settings";
+/// The highest number of a pool that was removed: numbers are not used twice.
+pub const LAST_POOL: &str = "/blockyard/config/last-pool";
+/// The highest number of an OSD that was removed.
+pub const LAST_OSD: &str = "/blockyard/config/last-osd";
 /// Liveness and addresses of OSDs.
 pub const OSDS: &str = "/blockyard/osd/";
 /// PG maps, activations, history.

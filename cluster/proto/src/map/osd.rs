@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::SchemaError;
 use super::pool::validate_name;
@@ -26,6 +27,9 @@ pub struct OsdConfig {
     /// What pools may ask for, such as `ssd`. At most 16, each once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+    /// The store that it has, as its superblock says. Another one under its number, like that of a predecessor, is not it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<Uuid>,
 }
 
 /// Largest weight of an OSD.
@@ -43,7 +47,7 @@ fn is_reweight_default(reweight: &f64) -> bool {
 impl OsdConfig {
     /// An OSD of this weight with the defaults of everything else.
     pub fn new(weight: f64) -> Self {
-        Self { weight, reweight: reweight_default(), host: String::new(), tags: Vec::new() }
+        Self { weight, reweight: reweight_default(), host: String::new(), tags: Vec::new(), store: None }
     }
 
     /// The weight that placement uses.

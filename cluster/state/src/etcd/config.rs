@@ -19,6 +19,8 @@ pub struct EtcdConfig {
     pub ca_file: Option<PathBuf>,
     /// Certificate and key of this client, PEM.
     pub identity: Option<ClientIdentity>,
+    /// Name that the servers' certificates must have, if it is not the endpoint's.
+    pub server_name: Option<String>,
     /// How long a request may take, all attempts together.
     pub request_timeout: Duration,
 }
@@ -51,7 +53,14 @@ impl EtcdConfig {
     /// Connects to these endpoints without credentials, with 5 s for a request.
     pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Self {
         let endpoints = endpoints.into_iter().map(Into::into).collect();
-        Self { endpoints, credentials: None, ca_file: None, identity: None, request_timeout: Duration::from_secs(5) }
+        Self {
+            endpoints,
+            credentials: None,
+            ca_file: None,
+            identity: None,
+            server_name: None,
+            request_timeout: Duration::from_secs(5),
+        }
     }
 
     /// Reads a comma-separated list of endpoints.
@@ -95,6 +104,9 @@ impl EtcdConfig {
         };
         if let Some(identity) = &self.identity {
             tls = tls.identity(Identity::from_pem(read(&identity.cert_file)?, read(&identity.key_file)?));
+        }
+        if let Some(name) = &self.server_name {
+            tls = tls.domain_name(name);
         }
         Ok(tls)
     }

@@ -5,7 +5,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::crc_after_crc;
-use crate::geometry::{BLOCK, Geometry};
+use crate::geometry::{BLOCK, Geometry, SUPERBLOCK_COPY};
 
 /// First bytes after the checksum.
 const MAGIC: [u8; 8] = *b"BLKYARD1";
@@ -76,6 +76,11 @@ pub enum SuperblockError {
 }
 
 impl Superblock {
+    /// Where its two copies lie. Bytes.
+    pub const OFFSETS: [u64; 2] = [0, SUPERBLOCK_COPY];
+    /// Bytes of each.
+    pub const LEN: usize = BLOCK as usize;
+
     /// The block to be written.
     pub fn encode(&self) -> [u8; BLOCK as usize] {
         let g = &self.geometry;

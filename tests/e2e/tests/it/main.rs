@@ -3,8 +3,10 @@
 mod cli;
 mod clients;
 mod crash;
+mod daemons;
 mod damage;
 mod full;
 mod kernel;
+mod outages;
 mod sharing;
 mod up;

@@ -6,6 +6,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 /// Everything serves.
 pub fn ready() {
@@ -15,6 +16,18 @@ pub fn ready() {
 /// The end has begun.
 pub fn stopping() {
     notify("STOPPING=1");
+}
+
+/// How often systemd wants to hear that we are alive (`WatchdogSec=`), halved; `None`: it does not.
+pub fn watchdog_interval() -> Option<Duration> {
+    let for_us = env::var("WATCHDOG_PID").ok().is_none_or(|pid| pid == std::process::id().to_string());
+    let period_us: u64 = env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+    Some(Duration::from_micros(period_us / 2)).filter(|interval| for_us && !interval.is_zero())
+}
+
+/// We are alive.
+pub fn alive() {
+    notify("WATCHDOG=1");
 }
 
 fn notify(state: &str) {

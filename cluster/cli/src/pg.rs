@@ -1,0 +1,185 @@
+//! `blockyard pg`.
+
+use std::collections::BTreeMap;
+
+use cluster_proto::map::{Activation, ClusterMap, Interval, OsdStats, PgMap};
+use cluster_proto::{OsdId, PgId};
+use mon_core::health::{PgState, pg_state};
+use serde::{Serialize, Serializer};
+
+use crate::args::PgCommand;
+use crate::error::CliError;
+use crate::osd::statistics;
+use crate::output::{Output, table};
+use crate::session::Session;
+
+/// A placement group as shown.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct PgView {
+    #[serde(serialize_with = "as_text")]
+    pg: PgId,
+    pool: String,
+    state: PgState,
+    epoch: u32,
+    primary: Option<OsdId>,
+    acting: Vec<OsdId>,
+    target: Vec<OsdId>,
+}
+
+fn as_text<S: Serializer>(pg: &PgId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(pg)
+}
+
+/// The state as JSON and people see it.
+fn name_of(state: PgState) -> String {
+    match serde_json::to_value(state) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => format!("{state:?}").to_lowercase(),
+    }
+}
+
+fn list(osds: &[OsdId]) -> String {
+    osds.iter().map(OsdId::to_string).collect::<Vec<_>>().join(" ")
+}
+
+impl PgView {
+    fn new(map: &ClusterMap, pg: PgId, present: &PgMap) -> Self {
+        Self {
+            pg,
+            pool: map.pools.get(&pg.pool).map(|pool| pool.name.clone()).unwrap_or_default(),
+            state: pg_state(map, pg, present),
+            epoch: present.epoch.0,
+            primary: present.primary().map(|member| member.osd),
+            acting: present.acting.iter().map(|member| member.osd).collect(),
+            target: present.target.clone(),
+        }
+    }
+
+    fn row(&self) -> [String; 6] {
+        let target = if self.target == self.acting { String::new() } else { list(&self.target) };
+        [
+            self.pg.to_string(),
+            self.pool.clone(),
+            name_of(self.state),
+            self.epoch.to_string(),
+            list(&self.acting),
+            target,
+        ]
+    }
+}
+
+/// Runs a command.
+pub async fn run(session: &Session, command: PgCommand, out: Output) -> Result<(), CliError> {
+    let map = session.map().await?;
+    match command {
+        PgCommand::Ls { pool, osd, state } => ls(&map, pool.as_deref(), osd, state.as_deref(), out),
+        PgCommand::Describe { pg } => describe(&map, &statistics(session).await?, pg, out),
+    }
+}
+
+fn ls(
+    map: &ClusterMap,
+    pool: Option<&str>,
+    osd: Option<OsdId>,
+    state: Option<&str>,
+    out: Output,
+) -> Result<(), CliError> {
+    if let Some(pool) = pool.filter(|pool| map.pool_by_name(pool).is_none()) {
+        return Err(CliError::not_found(format!("there is no pool {pool:?}: 'blockyard pool ls' lists them")));
+    }
+    let all = map.pgs.iter().map(|(pg, present)| PgView::new(map, *pg, present));
+    let views: Vec<_> = all
+        .filter(|view| pool.is_none_or(|pool| view.pool == pool))
+        .filter(|view| osd.is_none_or(|osd| view.acting.contains(&osd) || view.target.contains(&osd)))
+        .filter(|view| state.is_none_or(|state| name_of(view.state) == state))
+        .collect();
+    out.show(&views, |views| {
+        table([">PG", "POOL", "STATE", ">EPOCH", "ACTING", "TO BE"], views.iter().map(PgView::row))
+    })
+}
+
+/// Everything about a placement group.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Description<'a> {
+    #[serde(flatten)]
+    view: PgView,
+    map: &'a PgMap,
+    activation: Option<&'a Activation>,
+    history: &'a [Interval],
+    members: BTreeMap<OsdId, MemberView>,
+}
+
+/// An OSD that has to do with it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct MemberView {
+    /// It runs.
+    up: bool,
+    /// It runs in the run that the map names; `None` if the map does not name it.
+    same_run: Option<bool>,
+    address: Option<String>,
+    used_bytes: Option<u64>,
+    crc_errors: Option<u64>,
+}
+
+impl MemberView {
+    fn new(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>, present: &PgMap, osd: OsdId) -> Self {
+        let state = map.osds.get(&osd);
+        let member = present.acting.iter().find(|member| member.osd == osd);
+        let stats = stats.get(&osd);
+        Self {
+            up: state.is_some(),
+            same_run: member.map(|member| state.is_some_and(|state| state.incarnation == member.incarnation)),
+            address: state.map(|state| state.address.to_string()),
+            used_bytes: stats.map(|stats| stats.space.used),
+            crc_errors: stats.map(|stats| stats.crc_errors),
+        }
+    }
+
+    fn text(&self) -> String {
+        match (self.up, self.same_run) {
+            (false, _) => "down".into(),
+            (true, Some(false)) => format!("restarted, {}", self.address.as_deref().unwrap_or_default()),
+            (true, _) => format!("up, {}", self.address.as_deref().unwrap_or_default()),
+        }
+    }
+}
+
+fn describe(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>, pg: PgId, out: Output) -> Result<(), CliError> {
+    let Some(present) = map.pgs.get(&pg) else {
+        return Err(CliError::not_found(format!("there is no placement group {pg}: 'blockyard pg ls' lists them")));
+    };
+    let history = map.histories.get(&pg).map(Vec::as_slice).unwrap_or_default();
+    let past = history.iter().flat_map(|interval| interval.acting.iter().copied());
+    let now = present.acting.iter().map(|member| member.osd).chain(present.target.iter().copied());
+    let members = now.chain(past).map(|osd| (osd, MemberView::new(map, stats, present, osd))).collect();
+    let activation = map.activations.get(&pg);
+    let view = PgView::new(map, pg, present);
+    out.show(&Description { view, map: present, activation, history, members }, text)
+}
+
+fn text(description: &Description<'_>) -> String {
+    let view = &description.view;
+    let activation = match description.activation {
+        Some(record) => {
+            let osds: Vec<_> = record.acting.iter().map(|member| member.osd).collect();
+            format!("epoch {} by {}", record.epoch, list(&osds))
+        }
+        None => "never".into(),
+    };
+    let mut lines = vec![
+        format!("pg          {} of pool {}", view.pg, view.pool),
+        format!("state       {}", name_of(view.state)),
+        format!("epoch       {}", view.epoch),
+        format!("acting      {}", list(&view.acting)),
+        format!("target      {}", list(&view.target)),
+        format!("activation  {activation}"),
+    ];
+    lines.extend(
+        description.history.iter().map(|past| format!("past        epoch {} by {}", past.epoch, list(&past.acting))),
+    );
+    lines.extend(description.members.iter().map(|(osd, member)| format!("osd {osd:<7} {}", member.text())));
+    lines.join("\n")
+}

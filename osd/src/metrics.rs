@@ -1,0 +1,61 @@
+//! Metrics of the OSDs of one process, in Prometheus' text format.
+
+use std::fmt::Write;
+
+use cluster_proto::OsdId;
+
+use crate::live::Live;
+
+/// A number of an OSD: name, kind, help, and where it is.
+type Metric = (&'static str, &'static str, &'static str, fn(&Live) -> u64);
+
+const METRICS: &[Metric] = &[
+    ("reads_total", "counter", "Client reads answered", |l| l.stats.reads),
+    ("writes_total", "counter", "Client changes answered", |l| l.stats.writes),
+    ("read_bytes_total", "counter", "Bytes read for clients", |l| l.stats.read_bytes),
+    ("written_bytes_total", "counter", "Bytes written for clients", |l| l.stats.write_bytes),
+    ("crc_errors_total", "counter", "Sectors that did not match their checksum", |l| l.stats.crc_errors),
+    ("repaired_sectors_total", "counter", "Damaged sectors rewritten from another copy", |l| l.stats.repaired_sectors),
+    ("io_errors_total", "counter", "Device errors", |l| l.stats.io_errors),
+    ("recovered_objects_total", "counter", "Objects copied to bring members to the same state", |l| {
+        l.stats.recovered_objects
+    }),
+    ("space_bytes", "gauge", "Size of the data area", |l| l.stats.space.total),
+    ("used_bytes", "gauge", "Used part of the data area", |l| l.stats.space.used),
+    ("objects", "gauge", "Objects stored", |l| l.stats.space.objects),
+    ("pgs_active", "gauge", "PGs that it leads and serves", |l| l.stats.pgs_active.into()),
+    ("pgs_inactive", "gauge", "PGs that it leads and does not serve", |l| l.stats.pgs_inactive.into()),
+    ("connections", "gauge", "Open connections", |l| l.connections as u64),
+    ("paused_connections", "gauge", "Connections that do not take their answers", |l| l.paused_connections as u64),
+    ("requests_held", "gauge", "Client requests being worked on", |l| l.held_requests as u64),
+    ("store_operations", "gauge", "Operations that the store has not finished", |l| l.store_operations as u64),
+];
+
+/// What these OSDs do, as their threads published it last.
+pub fn to_prometheus(osds: &[(OsdId, Live)]) -> String {
+    let mut out = String::new();
+    for (name, kind, help, value) in METRICS {
+        let name = format!("blockyard_osd_process_{name}");
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "# HELP {name} {help}.\n# TYPE {name} {kind}");
+        for (id, live) in osds {
+            let _ = writeln!(out, "{name}{{osd=\"{id}\"}} {}", value(live));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_osd_has_each_metric_once() {
+        let mut live = Live::default();
+        live.stats.reads = 7;
+        let text = to_prometheus(&[(OsdId(1), Live::default()), (OsdId(2), live)]);
+        assert!(text.contains("blockyard_osd_process_reads_total{osd=\"2\"} 7\n"), "{text}");
+        let samples = text.lines().filter(|line| !line.starts_with('#')).count();
+        assert_eq!(samples, 2 * METRICS.len());
+    }
+}

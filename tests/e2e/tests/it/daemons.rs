@@ -1,0 +1,211 @@
+//! Daemons as processes of their own, as on many machines: against real etcd, and against the store of `blockyard up`.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use e2e::{Cluster, Fleet, FleetOptions, Nbd, Random, blockyard, eventually, have, limited, run};
+use serde_json::{Value, json};
+
+const TOOLS: [&str; 3] = ["etcd", "etcdctl", "openssl"];
+
+/// Metrics of a daemon, given what it said when it was ready.
+fn metrics(ready: &Value) -> String {
+    let address = ready["metrics"].as_str().expect("an address of metrics");
+    let mut stream = TcpStream::connect(address).expect("metrics are served");
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: x\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.") && text.contains(" 200 "), "{text}");
+    text
+}
+
+/// The number of a sample in Prometheus' text format.
+fn sample(metrics: &str, name: &str) -> Option<f64> {
+    metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[test]
+fn many_processes_serve_as_one_does_and_keep_their_data() {
+    limited(120, || {
+        if !have(&TOOLS) {
+            return;
+        }
+        let mut fleet = Fleet::start(FleetOptions::default());
+        fleet.blockyard(&["init"]).refused(5, &["holds cluster", "already"]);
+        fleet.blockyard(&["pool", "create", "default", "--pg-count", "16"]).ok();
+        fleet.blockyard(&["image", "create", "demo", "--size", "256M"]).ok();
+        fleet.wait_active(30);
+        let nbd = fleet.nbd();
+        let mut demo = eventually(15, "demo is exported", || Nbd::connect(nbd, "demo").ok());
+        let data = Random::new(1).bytes(20 << 20);
+        demo.write_long(7 << 20, &data).unwrap();
+        let status = fleet.status();
+        assert_eq!((&status["verdict"], &status["osds"]["up"]), (&json!("ok"), &json!(3)), "{status}");
+        assert_eq!((&status["leader"], &status["gateways"][0]["nbd"]), (&json!("mon.1"), &json!([nbd.to_string()])));
+        let osds = fleet.blockyard(&["osd", "ls", "--json"]).json();
+        assert_eq!((&osds[2]["host"], &osds[2]["up"]), (&json!("host3"), &json!(true)), "{osds}");
+        let pgs = fleet.blockyard(&["pg", "ls", "--json"]).json();
+        assert!(pgs.as_array().is_some_and(|pgs| pgs.len() == 16 && pgs.iter().all(|pg| pg["state"] == "active")));
+        let df = || fleet.blockyard(&["df", "--json"]).json()["raw"]["used"].as_u64();
+        eventually(15, "df shows what was written", || df().filter(|used| *used >= 3 * (20 << 20)));
+
+        for name in ["gateway", "mon.1", "osd.2", "osd.1", "osd.3"] {
+            fleet.stop(name);
+        }
+        let down = fleet.status();
+        assert_eq!((&down["osds"]["up"], &down["gateways"]), (&json!(0), &json!([])), "they deregister at once");
+        let mut ready = vec![fleet.start_monitor(1)];
+        ready.extend((1..=3).map(|id| fleet.start_osd(id)));
+        ready.push(fleet.start_gateway());
+        fleet.wait_active(30);
+        assert_eq!(ready[1]["osds"][0]["id"], 1, "{}", ready[1]);
+        let mut demo = eventually(15, "demo is exported again", || Nbd::connect(nbd, "demo").ok());
+        assert!(demo.read_long(7 << 20, data.len()).unwrap() == data);
+        let osd = eventually(10, "an OSD counts reads", || {
+            let text = metrics(&ready[1]);
+            sample(&text, "blockyard_osd_process_reads_total{osd=\"1\"}").filter(|n| *n > 0.0).map(|_| text)
+        });
+        assert!(sample(&osd, "blockyard_osd_process_objects{osd=\"1\"}") > Some(0.0), "{osd}");
+        assert_eq!(sample(&metrics(&ready[0]), "blockyard_osds_up"), Some(3.0));
+        assert!(metrics(&ready[4]).contains("blockyard_gateway_ops_total"));
+    });
+}
+
+#[test]
+fn what_is_started_twice_or_elsewhere_is_refused() {
+    limited(60, || {
+        if !have(&TOOLS) {
+            return;
+        }
+        let fleet = Fleet::start(FleetOptions { osds: 1, ..FleetOptions::default() });
+        let file = fleet.osd_file(1);
+        let path = file.to_str().unwrap();
+        fleet.blockyard(&["osd", "run", path]).refused(1, &[path]);
+        fleet.blockyard(&["osd", "prepare", path, "--yes"]).refused(5, &["another process has it open"]);
+        fleet.blockyard(&["osd", "rm", "1"]).refused(5, &["it runs"]);
+        assert_eq!(fleet.blockyard(&["osd", "ls", "--json"]).json().as_array().map(Vec::len), Some(1));
+        let other = Fleet::start_etcd(FleetOptions::default());
+        other.blockyard(&["osd", "run", path]).refused(4, &["holds no cluster", "blockyard init"]);
+        other.blockyard(&["mon"]).refused(4, &["holds no cluster"]);
+        other.blockyard(&["gateway", "--nbd", "127.0.0.1:0"]).refused(4, &["holds no cluster"]);
+        other.blockyard(&["init"]).ok();
+        other.blockyard(&["osd", "run", path]).refused(1, &["belongs to cluster"]);
+    });
+}
+
+#[test]
+fn etcd_with_tls_and_users_lets_in_only_who_may() {
+    limited(120, || {
+        if !have(&TOOLS) {
+            return;
+        }
+        let mut fleet = Fleet::start_etcd(FleetOptions { tls: true, ..FleetOptions::default() });
+        fs::write(fleet.path("password"), "secret\n").unwrap();
+        fs::write(fleet.path("wrong"), "guess\n").unwrap();
+        let etcd = |args: &[&str]| fleet.etcd.etcdctl(args).ok();
+        etcd(&["user", "add", "root:rootpw"]);
+        etcd(&["user", "grant-role", "root", "root"]);
+        etcd(&["user", "add", "by:secret"]);
+        etcd(&["role", "add", "blockyard"]);
+        etcd(&["role", "grant-permission", "--prefix=true", "blockyard", "readwrite", "/blockyard/"]);
+        etcd(&["user", "grant-role", "by", "blockyard"]);
+        etcd(&["auth", "enable"]);
+
+        let endpoint = fleet.etcd.endpoint();
+        let plain = run(blockyard(), ["--cluster", &endpoint, "status"]);
+        plain.refused(3, &[&endpoint]);
+        fleet.blockyard(&["init"]).refused(1, &["user"]);
+        let file = |name: &str| fleet.path(name).to_str().unwrap().to_owned();
+        let (right, wrong) = (file("password"), file("wrong"));
+        let with = |password: &str| fleet.blockyard(&["--etcd-user", "by", "--etcd-password-file", password, "init"]);
+        assert_ne!(with(&wrong).status, 0);
+        with(&right).ok();
+        fleet.add_access(&["--etcd-user", "by", "--etcd-password-file", &right]);
+        fleet.start_monitor(1);
+        fleet.prepare_osd(1);
+        fleet.start_osd(1);
+        fleet.start_gateway();
+        fleet.blockyard(&["pool", "create", "default", "--replicas", "1", "--pg-count", "4"]).ok();
+        fleet.blockyard(&["image", "create", "demo", "--size", "16M"]).ok();
+        fleet.wait_active(30);
+        let nbd = fleet.nbd();
+        let mut demo = eventually(15, "demo is exported", || Nbd::connect(nbd, "demo").ok());
+        demo.write(0, &[7; 4096]).unwrap();
+        let lines = fs::read_to_string(format!("/proc/{}/cmdline", fleet.daemon("gateway").pid())).unwrap();
+        assert!(!lines.contains("secret"), "the password is on no command line");
+    });
+}
+
+#[test]
+fn a_cluster_in_one_process_takes_osds_of_other_processes() {
+    limited(120, || {
+        let mut cluster = Cluster::start_with(&["--osds", "2", "--osd-size", "512M"]);
+        let file = cluster.path("osd.3").to_str().unwrap().to_owned();
+        let made = cluster.blockyard(&["osd", "prepare", &file, "--size", "512M", "--json"]).json();
+        assert_eq!(made["id"], 3, "{made}");
+        let access = ["--cluster".to_owned(), cluster.data_dir().to_str().unwrap().to_owned(), "--json".to_owned()];
+        let line: Vec<_> = access.into_iter().chain(["osd".to_owned(), "run".to_owned(), file]).collect();
+        let folder = e2e::scratch();
+        let mut osd = e2e::Process::start(folder.path(), "osd.3", &blockyard(), &line, None);
+        osd.wait_line(Duration::from_secs(20));
+        cluster.blockyard(&["pool", "create", "three", "--replicas", "3", "--pg-count", "8"]).ok();
+        cluster.blockyard(&["image", "create", "three/a", "--size", "64M"]).ok();
+        let mut a = eventually(20, "three/a is exported", || Nbd::connect(cluster.nbd(), "three/a").ok());
+        let data = Random::new(2).bytes(16 << 20);
+        a.write_long(0, &data).unwrap();
+        assert!(a.read_long(0, data.len()).unwrap() == data);
+        let pgs = cluster.blockyard(&["pg", "ls", "--osd", "3", "--pool", "three", "--json"]).json();
+        assert_eq!(pgs.as_array().map(Vec::len), Some(8));
+        assert_eq!(cluster.status()["osds"]["up"], 3);
+        osd.stop();
+        cluster.blockyard(&["osd", "rm", "3"]).refused(7, &["8 placement groups"]);
+        cluster.stop();
+    });
+}
+
+#[test]
+fn a_daemon_waits_for_its_state_store_and_tells_systemd() {
+    limited(90, || {
+        if !have(&TOOLS) {
+            return;
+        }
+        let mut fleet = Fleet::start_etcd(FleetOptions::default());
+        fleet.blockyard(&["init"]).ok();
+        fleet.prepare_osd(1);
+        fleet.etcd.kill();
+        let socket = UnixDatagram::bind(fleet.path("notify")).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let told = || {
+            let mut bytes = [0; 64];
+            let n = socket.recv(&mut bytes).expect("systemd is told");
+            String::from_utf8_lossy(&bytes[..n]).into_owned()
+        };
+        let (path, endpoint) = (fleet.path("notify"), fleet.etcd.endpoint());
+        let file = fleet.osd_file(1).to_str().unwrap().to_owned();
+        let words = [
+            &format!("NOTIFY_SOCKET={}", path.display()),
+            "WATCHDOG_USEC=400000",
+            blockyard().to_str().unwrap(),
+            "--cluster",
+            &endpoint,
+            "osd",
+            "run",
+            &file,
+        ]
+        .map(str::to_owned);
+        let mut osd = e2e::Process::start(fleet.path("").as_path(), "osd", "env".as_ref(), &words, None);
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(osd.first_line().is_none() && osd.ended().is_none(), "it waits");
+        assert!(osd.log().contains("waiting for the state store"), "{}", osd.log());
+        fleet.etcd.start_again();
+        osd.wait_line(Duration::from_secs(20));
+        assert_eq!(told(), "READY=1");
+        assert_eq!([told(), told()], ["WATCHDOG=1", "WATCHDOG=1"]);
+        osd.stop();
+        let end = eventually(5, "systemd is told of the end", || Some(told()).filter(|told| told != "WATCHDOG=1"));
+        assert_eq!(end, "STOPPING=1");
+    });
+}
