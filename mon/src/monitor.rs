@@ -26,8 +26,8 @@ use crate::view::View;
 const DEBOUNCE: Duration = Duration::from_millis(20);
 /// Pause after a transaction that failed or whose conditions did not hold.
 const RETRY: Duration = Duration::from_millis(200);
-/// PGs changed by one transaction. Each has two conditions and at most two changes, and etcd takes 128 of each.
-const PGS_PER_TXN: usize = 50;
+/// Conditions, and changes, of one transaction: etcd takes 128 of each.
+const OPS_PER_TXN: usize = 120;
 /// What a monitor follows.
 const RANGES: [&str; 4] = [keys::CONFIG, keys::OSDS, keys::PGS, keys::SUSPICIONS];
 
@@ -235,28 +235,39 @@ impl Monitor {
 
     /// Writes the changes. False if something had changed meanwhile, or we do not lead any more.
     async fn apply(&mut self, leading: Leading, plan: &Plan) -> Result<bool, StateError> {
-        for changes in plan.changes.chunks(PGS_PER_TXN) {
-            let result = self.store.txn(self.transaction(leading, changes)).await?;
+        let mut rest = &plan.changes[..];
+        while !rest.is_empty() {
+            let (txn, taken) = self.transaction(leading, rest);
+            let result = self.store.txn(txn).await?;
             if !result.succeeded {
                 return Ok(false);
             }
             self.written = result.revision;
+            rest = &rest[taken..];
         }
         Ok(true)
     }
 
-    fn transaction(&self, leading: Leading, changes: &[PgChange]) -> Txn {
-        let unchanged = |key: String| Compare::ModRevision { revision: self.view.revision(&key), key };
-        let conditions = changes.iter().flat_map(PgChange::unchanged).map(unchanged);
-        let writes = changes.iter().flat_map(PgChange::writes).map(|(key, value)| match value {
+    /// A transaction that makes as many of the changes as fit, and how many these are.
+    fn transaction(&self, leading: Leading, changes: &[PgChange]) -> (Txn, usize) {
+        let (mut unchanged, mut writes, mut taken) = (BTreeSet::new(), Vec::new(), 0);
+        for change in changes {
+            let together: BTreeSet<String> = unchanged.iter().cloned().chain(change.unchanged()).collect();
+            let fits = together.len() < OPS_PER_TXN && writes.len() + 2 <= OPS_PER_TXN;
+            if taken > 0 && !fits {
+                break;
+            }
+            unchanged = together;
+            writes.extend(change.writes());
+            taken += 1;
+        }
+        let condition = |key: String| Compare::ModRevision { revision: self.view.revision(&key), key };
+        let writes = writes.into_iter().map(|(key, value)| match value {
             Some(value) => Change::Put { key, value, lease: None },
             None => Change::Delete { key },
         });
-        Txn {
-            when: std::iter::once(leading.condition()).chain(conditions).collect(),
-            then: writes.collect(),
-            or_read: Vec::new(),
-        }
+        let when = std::iter::once(leading.condition()).chain(unchanged.into_iter().map(condition)).collect();
+        (Txn { when, then: writes.collect(), or_read: Vec::new() }, taken)
     }
 }
 

@@ -102,7 +102,9 @@ pub(crate) fn primary(
     if record.is_none() {
         return preferred.or(acting.first().map(|member| member.osd));
     }
-    let stays = present.is_some_and(|present| present.members().all(|(_, m)| acting.contains(&m)) && present.members().count() == acting.len());
+    let stays = present.is_some_and(|present| {
+        present.members().all(|(_, m)| acting.contains(&m)) && present.members().count() == acting.len()
+    });
     let keeps = leads.filter(|osd| stays || knows.contains(osd));
     let wishes = preferred.filter(|osd| knows.contains(osd));
     let best = if clean { wishes.or(keeps) } else { keeps.or(wishes) };

@@ -22,12 +22,24 @@ pub struct PgChange {
     pub map: PgMap,
     /// Its new history, if that changes with the interval.
     pub history: Option<Vec<Interval>>,
+    /// OSDs whose registration this was decided from.
+    pub registered: BTreeSet<OsdId>,
 }
 
 impl PgChange {
-    /// Keys that must not have changed since the map was read.
-    pub fn unchanged(&self) -> [String; 2] {
-        [keys::pg_map(self.pg), keys::pg_activation(self.pg)]
+    /// Keys that must not have changed since the map was read. Registrations are among them because a run is taken for over when its OSD
+    /// is registered in another one: that must be the later one.
+    pub fn unchanged(&self) -> impl Iterator<Item = String> {
+        let own = [keys::pg_map(self.pg), keys::pg_activation(self.pg)];
+        own.into_iter().chain(self.registered.iter().map(|osd| keys::osd(*osd)))
+    }
+
+    fn new(pg: PgId, map: PgMap, history: Option<Vec<Interval>>, running: &Running) -> Self {
+        let members = map.members().map(|(_, member)| member.osd);
+        let registered =
+            members.chain(map.dead.iter().map(|run| run.osd)).filter(|osd| running.alive.contains_key(osd));
+        let registered = registered.collect();
+        PgChange { pg, map, history, registered }
     }
 
     /// Keys and their new values (`None`: delete).
@@ -162,7 +174,7 @@ fn renew(
         return;
     };
     let history = past(map, pg, present.epoch, pool.width());
-    plan.changes.push(PgChange { pg, map: next, history });
+    plan.changes.push(PgChange::new(pg, next, history, running));
 }
 
 /// The history once interval `epoch` is past: nothing new unless it may have accepted writes.
@@ -217,7 +229,7 @@ fn create(map: &ClusterMap, running: &Running, id: PoolId, pool: &PoolConfig, pl
         let history = past(map, pg, before, pool.width());
         let (dead, unfenced) = (Vec::new(), Vec::new());
         let next = PgMap { epoch: before.next(), primary, acting: members, target: target.clone(), dead, unfenced };
-        plan.changes.push(PgChange { pg, map: next, history });
+        plan.changes.push(PgChange::new(pg, next, history, running));
     }
     if waiting > 0 {
         let down = placed.iter().flatten().filter(|osd| !running.alive.contains_key(osd)).collect::<BTreeSet<_>>();

@@ -12,13 +12,13 @@ use cluster_proto::wire::{Message, Nonce, Refusal, Role, Session, SubReply, Welc
 use cluster_proto::{Epoch, Uuid};
 use rustc_hash::FxBuildHasher;
 
+use crate::ec::Codes;
 use crate::links::{Caller, Links};
 use crate::op::{Kind, Local, Op, OpId, Ops};
 use crate::pg::{Pg, PgSummary};
-use crate::request::HeldBytes;
-use crate::ec::Codes;
 use crate::purge::Purge;
 use crate::recovery::RecoveryPace;
+use crate::request::HeldBytes;
 use crate::secondary::HeldQuery;
 
 /// How often [`Osd::handle_timeout`] wants to be called. Milliseconds.

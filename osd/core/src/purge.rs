@@ -31,8 +31,8 @@ impl Osd {
     fn is_complete(&self, id: PgId) -> bool {
         let (Some(map), Some(record)) = (self.map.pgs.get(&id), self.map.activations.get(&id)) else { return false };
         let has_all = map.members().map(|(_, m)| m.osd).all(|osd| record.complete.contains(&osd));
-        let as_planned = map.target.len() == map.acting.len()
-            && map.target.iter().all(|osd| map.shard_of(*osd).is_some());
+        let as_planned =
+            map.target.len() == map.acting.len() && map.target.iter().all(|osd| map.shard_of(*osd).is_some());
         record.epoch == map.epoch && record.acting == map.acting && has_all && as_planned
     }
 

@@ -243,7 +243,8 @@ impl Osd {
             return self.pg_fail(now, pg, "a member is in another round");
         }
         let Kind::Recovery(recovery) = &mut op.kind else { return };
-        let version = self.pgs.get(&pg).and_then(|pg| pg.missing.get(&recovery.object)).map_or(Version::NONE, |m| m.version);
+        let version =
+            self.pgs.get(&pg).and_then(|pg| pg.missing.get(&recovery.object)).map_or(Version::NONE, |m| m.version);
         match (&mut recovery.stage, outcome) {
             (Stage::RollingBack, outcome) => self.ec_rolled_back(shard, id, peer, settled, &outcome),
             (Stage::Gathering { .. }, outcome) => self.ec_gathered(shard, id, peer, settled, outcome),

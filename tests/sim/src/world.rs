@@ -11,10 +11,10 @@ use cluster_proto::layout::SECTOR;
 use cluster_proto::limits::BLOCK_SIZE_MIN;
 use cluster_proto::link::LinkId;
 use cluster_proto::map::{Activation, Member, PoolConfig, Scheme};
-use mon_core::liveness::Probe;
 use cluster_proto::shard::ShardIndex;
 use cluster_proto::wire::{Message, Nonce, Session};
 use cluster_proto::{Epoch, Incarnation, OsdId, PgId, PoolId};
+use mon_core::liveness::Probe;
 use osd_core::Output as OsdOutput;
 
 use crate::control::Control;
@@ -158,13 +158,8 @@ impl World {
         let min_size = rng.range(least, width + 1) as u8;
         let osd_count = width as u32 + rng.below(3) as u32;
         let pg_count = 1 << rng.below(4);
-        let pool = PoolConfig {
-            scheme,
-            min_size,
-            pg_count,
-            block_size: BLOCK_SIZE_MIN,
-            ..PoolConfig::replicated("pool", 1)
-        };
+        let pool =
+            PoolConfig { scheme, min_size, pg_count, block_size: BLOCK_SIZE_MIN, ..PoolConfig::replicated("pool", 1) };
         let block = u64::from(pool.object_size());
         let shape = Shape { size: 3 * block + 5 * 512, block };
         let write_through = rng.one_in(3);

@@ -131,7 +131,12 @@ impl PeerQuery {
 
 impl PeerInfo {
     pub(super) fn put(&self, out: &mut Vec<u8>) {
-        let raw = RawQuery { free_bytes: self.free_bytes.into(), count: self.lease_ms.into(), more: self.parts.into(), ..self.query.raw() };
+        let raw = RawQuery {
+            free_bytes: self.free_bytes.into(),
+            count: self.lease_ms.into(),
+            more: self.parts.into(),
+            ..self.query.raw()
+        };
         put(out, &raw);
         for digest in self.digests.iter() {
             put(out, &U64::new(*digest));

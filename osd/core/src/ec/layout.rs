@@ -72,10 +72,7 @@ mod tests {
     #[test]
     fn units_go_round() {
         let found: Vec<_> = stretches(range(2, 12), 2).map(|s| (s.offset, s.part, s.sectors)).collect();
-        assert_eq!(
-            found,
-            [(0, 0, range(2, 2)), (2, 1, range(0, 4)), (6, 0, range(4, 4)), (10, 1, range(4, 2))]
-        );
+        assert_eq!(found, [(0, 0, range(2, 2)), (2, 1, range(0, 4)), (6, 0, range(4, 4)), (10, 1, range(4, 2))]);
         assert_eq!(touched(range(2, 12), 2), [Some(range(2, 6)), Some(range(0, 6))]);
         assert_eq!(rows(range(2, 12), 2), range(0, 8));
         assert_eq!(rows(range(5, 1), 3), range(1, 1));

@@ -88,7 +88,9 @@ impl Pg {
         let regular = self.peer_of_shard(usize::from(part));
         let Some(missing) = self.missing.get(object) else { return regular };
         let has = |peer: usize| missing.shard_at(peer, part).is_some_and(|shard| shard.version == missing.version);
-        regular.filter(|peer| missing.stale >> peer & 1 == 0).or_else(|| (0..self.peers().len()).find(|peer| has(*peer)))
+        regular
+            .filter(|peer| missing.stale >> peer & 1 == 0)
+            .or_else(|| (0..self.peers().len()).find(|peer| has(*peer)))
     }
 
     /// As many shards as make up the object, each at another peer: data shards first, without those `but`.

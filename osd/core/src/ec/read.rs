@@ -136,7 +136,8 @@ impl Osd {
         let Some(sectors) = client_op.request.op.sectors() else { return };
         let (scheme, data) = (pg.scheme, pg.scheme.copies_needed());
         let parts = touched(sectors, data);
-        let lacking: Vec<u8> = (0..data as u8).filter(|p| parts[usize::from(*p)].is_some() && ec.of_part(*p).is_none()).collect();
+        let lacking: Vec<u8> =
+            (0..data as u8).filter(|p| parts[usize::from(*p)].is_some() && ec.of_part(*p).is_none()).collect();
         let computed = self.compute(scheme, ec, &lacking);
         let all: Vec<&ShardRead> = ec.reads.iter().chain(&computed).collect();
         let Some((data, crcs)) = assemble(sectors, data, &all) else {

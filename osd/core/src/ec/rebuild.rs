@@ -49,7 +49,9 @@ impl Osd {
         let Some(missing) = pg.missing.get_mut(&object) else { return };
         if *outcome == ShardOutcome::Done {
             let version = missing.version;
-            let ahead = |s: &crate::pg::Shard| usize::from(s.peer) == peer && s.staged_over == Some(version) && s.version != version;
+            let ahead = |s: &crate::pg::Shard| {
+                usize::from(s.peer) == peer && s.staged_over == Some(version) && s.version != version
+            };
             if let Some(at) = missing.shards.iter().position(ahead) {
                 let part = missing.shards[at].part;
                 missing.shards[at].version = version;
@@ -202,7 +204,8 @@ fn rebuilt(code: &Code, gathered: &[(u8, ObjectContent)], part: u8) -> ObjectCon
 /// The chosen sectors of a shard, zeroes where it has none.
 fn spread(content: &ObjectContent, chosen: &BTreeSet<u32>) -> BufferMut {
     let mut out = BufferMut::zeroed(chosen.len() * SECTOR);
-    let mut of_extents = content.extents.iter().flat_map(|e| e.iter()).zip(content.data.chunks_exact(SECTOR)).peekable();
+    let mut of_extents =
+        content.extents.iter().flat_map(|e| e.iter()).zip(content.data.chunks_exact(SECTOR)).peekable();
     for (sector, to) in chosen.iter().zip(out.chunks_exact_mut(SECTOR)) {
         if let Some((_, data)) = of_extents.next_if(|(at, _)| at == sector) {
             to.copy_from_slice(data);

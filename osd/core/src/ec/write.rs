@@ -39,7 +39,8 @@ impl Osd {
         }
         let Some(pg) = self.pgs.get(&pg_id) else { return };
         let rows = rows(sectors, data);
-        let exists = pg.missing.contains_key(&object) || shard.head(&pg.name_at(object, pg.own())).is_some_and(|h| !h.deleted);
+        let exists =
+            pg.missing.contains_key(&object) || shard.head(&pg.name_at(object, pg.own())).is_some_and(|h| !h.deleted);
         let whole = |touched: &Option<SectorRange>| touched.is_some_and(|touched| touched == rows);
         let wanted = |touched: &Option<SectorRange>| (exists && !whole(touched)).then_some(rows);
         let parts: Vec<_> = touched(sectors, data).iter().map(wanted).collect();

@@ -58,7 +58,8 @@ impl Pg {
             return false;
         }
         // All members have answered in this round, to a question asked after it began.
-        let confirmed = |osd| links.outgoing.get(&osd).and_then(|out| out.answered()).map(|at| at.max(self.round_begun));
+        let confirmed =
+            |osd| links.outgoing.get(&osd).and_then(|out| out.answered()).map(|at| at.max(self.round_begun));
         let members = self.map.members().map(|(_, member)| member.osd);
         let own = self.peers[self.own].osd;
         members.filter(|osd| *osd != own).all(|osd| confirmed(osd).is_some_and(|at| now < at + READ_LEASE_MS))

@@ -236,7 +236,10 @@ impl Pg {
     /// change is safe.
     pub fn needs_recovery(&self, object: &ObjectId) -> bool {
         let Some(missing) = self.missing.get(object) else { return false };
-        self.lets_down(missing) || missing.is_unfound || missing.stale >> self.own & 1 == 1 || self.holders(object).count_ones() < self.min_size as u32
+        self.lets_down(missing)
+            || missing.is_unfound
+            || missing.stale >> self.own & 1 == 1
+            || self.holders(object).count_ones() < self.min_size as u32
     }
 
     /// Peers that have the newest version of an object: who can be asked for it, ourselves first.

@@ -66,8 +66,7 @@ impl Missing {
     /// Judges what was found of an object. None if nothing has to be done. `needed`: shards that make up the object (1 in
     /// a replicated pool).
     pub fn judge(peers: &[Peer], coded: bool, needed: usize, shards: SmallVec<[Shard; 4]>) -> Option<Missing> {
-        let (version, deleted, found) =
-            if coded { newest_whole(&shards, needed) } else { newest(&shards) };
+        let (version, deleted, found) = if coded { newest_whole(&shards, needed) } else { newest(&shards) };
         let mut missing = Missing {
             version,
             deleted,
@@ -181,9 +180,7 @@ fn newest_whole(shards: &[Shard], needed: usize) -> (Version, bool, bool) {
 }
 
 /// Shards of every object, from the heads of each peer.
-pub(super) fn collect(
-    heads: &[Vec<ObjectHead>],
-) -> impl Iterator<Item = (ObjectId, SmallVec<[Shard; 4]>)> + use<> {
+pub(super) fn collect(heads: &[Vec<ObjectHead>]) -> impl Iterator<Item = (ObjectId, SmallVec<[Shard; 4]>)> + use<> {
     let mut objects: std::collections::BTreeMap<ObjectId, SmallVec<[Shard; 4]>> = Default::default();
     for (peer, list) in heads.iter().enumerate() {
         for head in list {

@@ -104,8 +104,7 @@ impl Pg {
             return;
         }
         let members = self.map.members();
-        self.peers =
-            members.map(|(shard, m)| Peer { osd: m.osd, member: Some(m), shard: Some(shard) }).collect();
+        self.peers = members.map(|(shard, m)| Peer { osd: m.osd, member: Some(m), shard: Some(shard) }).collect();
         for osd in former {
             if self.peers.len() < PeerMask::BITS as usize && self.peer_of(osd).is_none() {
                 self.peers.push(Peer { osd, member: None, shard: None });
@@ -115,12 +114,7 @@ impl Pg {
     }
 
     fn record(&self, complete: Vec<OsdId>) -> Activation {
-        Activation {
-            epoch: self.map.epoch,
-            acting: self.map.acting.clone(),
-            complete,
-            min_size: self.record_min as u8,
-        }
+        Activation { epoch: self.map.epoch, acting: self.map.acting.clone(), complete, min_size: self.record_min as u8 }
     }
 
     /// Members of the acting set that have every object.
@@ -169,7 +163,8 @@ impl Osd {
             }
         }
         self.depose_leader(id, map.primary());
-        let former: BTreeSet<OsdId> = self.past_intervals(id).iter().flat_map(|i| i.osds().collect::<Vec<_>>()).collect();
+        let former: BTreeSet<OsdId> =
+            self.past_intervals(id).iter().flat_map(|i| i.osds().collect::<Vec<_>>()).collect();
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         (pg.scheme, pg.min_size, pg.heard) = (scheme, min_size, now);
         pg.begin_interval(map, us, former.into_iter());
@@ -276,7 +271,9 @@ impl Osd {
         let query = pg.query_message();
         let State::Querying(querying) = &mut pg.state else { return };
         for (number, peer) in pg.peers.iter().enumerate() {
-            let Some(link) = self.links.ready_peer(peer).filter(|_| querying.asked >> number & 1 == 0) else { continue };
+            let Some(link) = self.links.ready_peer(peer).filter(|_| querying.asked >> number & 1 == 0) else {
+                continue;
+            };
             querying.asked |= 1 << number;
             self.outputs.push_back(Output::Send { link, message: Message::PeerQuery(query) });
         }
