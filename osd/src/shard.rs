@@ -11,6 +11,7 @@ use blockstore::{Store, StoreState};
 use cluster_io::{ConnId, DiskId, Event, ListenerId, PeerAddr, Reactor, ReactorConfig, Waker, clock};
 use cluster_proto::ids::{Incarnation, OsdId};
 use cluster_proto::link::{LinkId, Millis};
+use cluster_proto::map::Member;
 use cluster_proto::shard::ShardIndex;
 use cluster_proto::wire::{DecodeError, Message, encode};
 use osd_core::{Osd, Output};
@@ -40,6 +41,7 @@ pub(crate) struct ShardSetup {
     pub incarnation: Incarnation,
     pub commands: mpsc::Receiver<Command>,
     pub activations: Activations,
+    pub suspects: watch::Sender<Vec<Member>>,
     pub live: watch::Sender<Live>,
     pub stop: watch::Receiver<bool>,
 }
@@ -56,6 +58,7 @@ pub(crate) struct Shard {
     connections: Connections,
     commands: mpsc::Receiver<Command>,
     activations: Activations,
+    suspects: watch::Sender<Vec<Member>>,
     live: watch::Sender<Live>,
     stop: watch::Receiver<bool>,
     /// Operations that the store has not answered.
@@ -74,7 +77,12 @@ impl Shard {
         let (disk, store) = opening::open_store(&mut reactor, options)?;
         let listener = reactor.listen_tcp(options.listen)?;
         let address = reactor.local_addr(listener).unwrap_or(options.listen);
-        let core = osd_core::OsdOptions { id: options.id, cluster: options.cluster, incarnation: setup.incarnation };
+        let core = osd_core::OsdOptions {
+            id: options.id,
+            cluster: options.cluster,
+            incarnation: setup.incarnation,
+            started: reactor.now_ns() / 1_000_000,
+        };
         tracing::info!(osd = options.id.0, %address, incarnation = setup.incarnation.0, "serving");
         Ok(Self {
             id: options.id,
@@ -86,6 +94,7 @@ impl Shard {
             connections: Connections::default(),
             commands: setup.commands,
             activations: setup.activations,
+            suspects: setup.suspects,
             live: setup.live,
             stop: setup.stop,
             store_operations: 0,
@@ -217,8 +226,10 @@ impl Shard {
             match command {
                 Command::Map(events) => events.into_iter().for_each(|event| self.handle_map(&event)),
                 Command::Activated { pg, epoch, ok } => {
-                    self.core.handle_activated(&mut self.store, pg, epoch, ok);
+                    self.core.handle_activated(self.now, &mut self.store, pg, epoch, ok);
                 }
+                Command::Registered { asked } => self.core.handle_registered(asked),
+                Command::Unregistered => self.core.handle_unregistered(),
             }
         }
     }
@@ -287,7 +298,8 @@ impl Shard {
                     self.reactor.close(connection.conn);
                 }
             }
-            Output::Activate { pg, epoch, acting } => self.activations.push(ActivationRequest { pg, epoch, acting }),
+            Output::Activate { pg, record } => self.activations.push(ActivationRequest { pg, record }),
+            Output::Suspect(suspects) => drop(self.suspects.send_replace(suspects)),
             Output::Notice(text) => tracing::info!(osd = self.id.0, "{text}"),
         }
     }
