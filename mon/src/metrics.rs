@@ -129,6 +129,7 @@ fn render_pools(out: &mut Exposition, map: &ClusterMap) {
         let counts = PgCounts::of_pool(map, *id, Some(pool));
         let states = [
             ("active", counts.active),
+            ("degraded", counts.degraded),
             ("peering", counts.peering),
             ("offline", counts.offline),
             ("creating", counts.creating),

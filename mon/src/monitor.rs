@@ -149,14 +149,17 @@ impl Monitor {
         let now = self.now();
         self.liveness.handle_map(now, self.view.map());
         self.send_probes(now);
-        self.withdraw(leading).await;
+        let is_withdrawn = self.withdraw(leading).await;
         let running = self.liveness.running(self.view.map());
         let out = self.absence.out(now, self.view.map(), &running);
         let wakes = [self.liveness.poll_timeout(now), self.absence.timeout(now)];
         if let Some(wake) = wakes.into_iter().flatten().min() {
             self.look_within(Duration::from_millis(wake.saturating_sub(now)));
         }
-        self.plan(leading, running, &out).await;
+        // Who may still find its registration may still serve.
+        if is_withdrawn {
+            self.plan(leading, running, &out).await;
+        }
     }
 
     fn send_probes(&mut self, now: Millis) {
@@ -166,8 +169,8 @@ impl Monitor {
         }
     }
 
-    /// Deletes the registrations of runs that are over, unless they have been renewed since.
-    async fn withdraw(&mut self, leading: Leading) {
+    /// Deletes the registrations of runs that are over. False if one may still be there.
+    async fn withdraw(&mut self, leading: Leading) -> bool {
         self.withdrawn.extend(self.liveness.poll_withdrawn());
         for run in std::mem::take(&mut self.withdrawn) {
             let is_present = |state: &cluster_proto::map::OsdState| state.incarnation == run.incarnation;
@@ -181,13 +184,19 @@ impl Monitor {
                 .when(Compare::ModRevision { key: key.clone(), revision })
                 .delete(key);
             match self.store.txn(txn).await {
-                Ok(_) => tracing::warn!(osd = run.osd.0, "OSD {} is down", run.osd),
+                Ok(result) if result.succeeded => tracing::warn!(osd = run.osd.0, "OSD {} is down", run.osd),
+                // Renewed or deleted meanwhile: the view will tell.
+                Ok(_) => drop(self.withdrawn.insert(run)),
                 Err(error) => {
                     tracing::warn!(osd = run.osd.0, "the registration of an OSD that is down stays for now: {error}");
                     self.withdrawn.insert(run);
                 }
             }
         }
+        if !self.withdrawn.is_empty() {
+            self.look_within(RETRY);
+        }
+        self.withdrawn.is_empty()
     }
 
     async fn plan(&mut self, leading: Leading, running: Running, out: &BTreeSet<OsdId>) {

@@ -3,16 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use cluster_proto::map::Member;
-use cluster_proto::{Epoch, PgId};
+use cluster_proto::PgId;
+use cluster_proto::map::Activation;
 use tokio::sync::mpsc;
 
 /// A record that the core wants to be durable.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ActivationRequest {
     pub pg: PgId,
-    pub epoch: Epoch,
-    pub acting: Vec<Member>,
+    pub record: Activation,
 }
 
 /// The shard's end of the way.
@@ -44,7 +43,7 @@ impl Activations {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cluster_proto::PoolId;
+    use cluster_proto::{Epoch, PoolId};
 
     #[test]
     fn a_full_channel_keeps_the_newest_request_of_each_pg() {
@@ -52,8 +51,7 @@ mod tests {
         let mut activations = Activations::new(sender);
         let request = |index, epoch| ActivationRequest {
             pg: PgId { pool: PoolId(1), index },
-            epoch: Epoch(epoch),
-            acting: Vec::new(),
+            record: Activation { epoch: Epoch(epoch), acting: Vec::new(), complete: Vec::new(), min_size: 1 },
         };
         for (index, epoch) in [(0, 1), (1, 1), (1, 2), (2, 1)] {
             activations.push(request(index, epoch));
@@ -61,7 +59,7 @@ mod tests {
         }
         let mut got = Vec::new();
         while let Ok(request) = receiver.try_recv() {
-            got.push((request.pg.index, request.epoch.0));
+            got.push((request.pg.index, request.record.epoch.0));
             activations.flush();
         }
         assert_eq!(got, [(0, 1), (1, 2), (2, 1)]);

@@ -1,6 +1,7 @@
 //! What the control plane tells the shard, and how it gets there.
 
 use cluster_io::Waker;
+use cluster_proto::link::Millis;
 use cluster_proto::{Epoch, PgId};
 use tokio::sync::mpsc;
 
@@ -18,6 +19,10 @@ pub(crate) enum Command {
     Map(Vec<MapEvent>),
     /// An activation record is durable, or was refused.
     Activated { pg: PgId, epoch: Epoch, ok: bool },
+    /// Our registration was found in the state store, by a question asked at this time on the process's clock.
+    Registered { asked: Millis },
+    /// It was not: somebody withdrew it, or its lease had ended.
+    Unregistered,
 }
 
 /// The control plane's way to the shard.

@@ -46,7 +46,7 @@ impl Control {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => {}
             _ = end.wait_for(Option::is_some) => {}
-            never = registration.run() => match never {},
+            never = registration.run(&commands) => match never {},
             never = follow(keys::CONFIG) => match never {},
             never = follow(keys::OSDS) => match never {},
             never = follow(keys::PGS) => match never {},

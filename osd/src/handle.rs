@@ -69,11 +69,13 @@ pub fn spawn(options: OsdOptions) -> Result<OsdHandle, Error> {
     let (ended, end) = watch::channel(None);
     let (commands, from_control) = mpsc::channel(COMMANDS_MAX);
     let (activations, to_control) = mpsc::channel::<ActivationRequest>(ACTIVATIONS_MAX);
+    let (suspects, suspected) = watch::channel(Vec::new());
     let setup = ShardSetup {
         options: options.clone(),
         incarnation,
         commands: from_control,
         activations: Activations::new(activations),
+        suspects,
         live: publish,
         stop: stopped.clone(),
     };
@@ -88,6 +90,7 @@ pub fn spawn(options: OsdOptions) -> Result<OsdHandle, Error> {
         id,
         OsdState { address: options.advertised(ready.address), incarnation, started: seconds_since_1970() },
         options.lease_ttl_s,
+        suspected,
     );
     let (deregister, deregistered) = blocking::sync_channel(1);
     let control = Control {

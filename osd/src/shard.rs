@@ -11,6 +11,7 @@ use blockstore::{Store, StoreState};
 use cluster_io::{ConnId, DiskId, Event, ListenerId, PeerAddr, Reactor, ReactorConfig, Waker, clock, entropy};
 use cluster_proto::ids::{Incarnation, OsdId};
 use cluster_proto::link::{LinkId, Millis};
+use cluster_proto::map::Member;
 use cluster_proto::shard::ShardIndex;
 use cluster_proto::wire::{Message, Nonce};
 use osd_core::{Osd, Output};
@@ -40,6 +41,7 @@ pub(crate) struct ShardSetup {
     pub incarnation: Incarnation,
     pub commands: mpsc::Receiver<Command>,
     pub activations: Activations,
+    pub suspects: watch::Sender<Vec<Member>>,
     pub live: watch::Sender<Live>,
     pub stop: watch::Receiver<bool>,
 }
@@ -56,6 +58,7 @@ pub(crate) struct Shard {
     connections: Connections,
     commands: mpsc::Receiver<Command>,
     activations: Activations,
+    suspects: watch::Sender<Vec<Member>>,
     live: watch::Sender<Live>,
     stop: watch::Receiver<bool>,
     /// Operations that the store has not answered.
@@ -79,6 +82,7 @@ impl Shard {
             cluster: options.cluster,
             incarnation: setup.incarnation,
             credentials: options.credentials.clone(),
+            started: reactor.now_ns() / 1_000_000,
         };
         tracing::info!(osd = options.id.0, %address, incarnation = setup.incarnation.0, "serving");
         Ok(Self {
@@ -91,6 +95,7 @@ impl Shard {
             connections: Connections::default(),
             commands: setup.commands,
             activations: setup.activations,
+            suspects: setup.suspects,
             live: setup.live,
             stop: setup.stop,
             store_operations: 0,
@@ -238,8 +243,10 @@ impl Shard {
             match command {
                 Command::Map(events) => events.into_iter().for_each(|event| self.handle_map(&event)),
                 Command::Activated { pg, epoch, ok } => {
-                    self.core.handle_activated(&mut self.store, pg, epoch, ok);
+                    self.core.handle_activated(self.now, &mut self.store, pg, epoch, ok);
                 }
+                Command::Registered { asked } => self.core.handle_registered(asked),
+                Command::Unregistered => self.core.handle_unregistered(),
             }
         }
     }
@@ -317,7 +324,8 @@ impl Shard {
                     self.reactor.close(connection.conn);
                 }
             }
-            Output::Activate { pg, epoch, acting } => self.activations.push(ActivationRequest { pg, epoch, acting }),
+            Output::Activate { pg, record } => self.activations.push(ActivationRequest { pg, record }),
+            Output::Suspect(suspects) => drop(self.suspects.send_replace(suspects)),
             Output::Notice(text) => tracing::info!(osd = self.id.0, "{text}"),
         }
     }

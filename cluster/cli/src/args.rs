@@ -139,7 +139,7 @@ pub struct UpOptions {
     #[arg(long, default_value = "./blockyard-data", value_name = "DIR")]
     pub data_dir: PathBuf,
 
-    /// Number of OSDs [default: 3]. Fixed at the first start
+    /// Number of OSDs [default: 3, or as many as --ec needs]. Fixed at the first start
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub osds: Option<u32>,
 
@@ -151,9 +151,9 @@ pub struct UpOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16), conflicts_with = "ec")]
     pub replicas: Option<u8>,
 
-    /// Erasure-code pool 'default' with K data and M parity shards. Not possible yet
+    /// Erasure-code pool 'default' with K data and M parity shards, instead of copies. Fixed at the first start
     #[arg(long, value_name = "K+M")]
-    pub ec: Option<String>,
+    pub ec: Option<EcCode>,
 
     /// An image to create if it does not exist; repeat for more [default: demo=4G at the first start]
     #[arg(long, value_name = "NAME=SIZE", value_parser = parse_image)]
@@ -222,28 +222,7 @@ pub enum PoolCommand {
     /// List the pools
     Ls,
     /// Create a pool
-    Create {
-        /// Its name.
-        name: String,
-        /// Copies of each object: 1 to 16 [default: 3]
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16), conflicts_with = "ec")]
-        replicas: Option<u8>,
-        /// Erasure-code with K data and M parity shards. Not possible yet
-        #[arg(long, value_name = "K+M")]
-        ec: Option<String>,
-        /// Fewest copies that may accept writes [default: more than half of them]
-        #[arg(long, value_name = "N")]
-        min_size: Option<u8>,
-        /// Placement groups; cannot be changed later
-        #[arg(long, value_name = "N", default_value_t = cluster_proto::limits::PG_COUNT_DEFAULT)]
-        pg_count: u32,
-        /// Size of the objects that images are cut into: a power of two from 128K to 4M; cannot be changed later
-        #[arg(long, value_name = "SIZE", default_value = "1M")]
-        block_size: Size,
-        /// Only check whether it can be created
-        #[arg(long)]
-        dry_run: bool,
-    },
+    Create(PoolCreate),
     /// Remove a pool without images, and its placement groups
     Rm {
         /// Its name.
@@ -255,6 +234,62 @@ pub enum PoolCommand {
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+/// Options of `pool create`.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct PoolCreate {
+    /// Its name.
+    pub name: String,
+    /// Copies of each object: 1 to 16 [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16), conflicts_with = "ec")]
+    pub replicas: Option<u8>,
+    /// Erasure-code with K data and M parity shards, instead of copies
+    #[arg(long, value_name = "K+M")]
+    pub ec: Option<EcCode>,
+    /// Fewest copies or shards that may accept writes [default: more than half of the copies; one shard more than K]
+    #[arg(long, value_name = "N")]
+    pub min_size: Option<u8>,
+    /// Placement groups; cannot be changed later
+    #[arg(long, value_name = "N", default_value_t = cluster_proto::limits::PG_COUNT_DEFAULT)]
+    pub pg_count: u32,
+    /// Size of a copy or data shard of the objects that images are cut into: a power of two from 128K to 4M; cannot be
+    /// changed later [default: 1M; less for many data shards]
+    #[arg(long, value_name = "SIZE")]
+    pub block_size: Option<Size>,
+    /// Level of the placement tree of which each node gets one copy or shard at most: host, osd, or another [default: host]
+    #[arg(long, value_name = "LEVEL")]
+    pub failure_domain: Option<String>,
+    /// Only OSDs in this node of the placement tree
+    #[arg(long, value_name = "NODE")]
+    pub root: Option<String>,
+    /// Only OSDs with this tag; repeat for more
+    #[arg(long, value_name = "TAG")]
+    pub tag: Vec<String>,
+    /// Only check whether it can be created
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// An erasure code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EcCode {
+    /// Data shards.
+    pub data: u8,
+    /// Parity shards.
+    pub parity: u8,
+}
+
+impl std::str::FromStr for EcCode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no erasure code: give K+M, like 4+2, with 32 shards in all at most");
+        let (data, parity) = text.split_once('+').ok_or_else(wrong)?;
+        let code = EcCode { data: data.parse().map_err(|_| wrong())?, parity: parity.parse().map_err(|_| wrong())? };
+        let is_possible = code.data > 0 && code.parity > 0 && u32::from(code.data) + u32::from(code.parity) <= 32;
+        if is_possible { Ok(code) } else { Err(wrong()) }
+    }
 }
 
 /// Commands about placement groups.

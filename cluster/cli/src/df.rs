@@ -103,7 +103,8 @@ async fn pools(session: &Session, map: &ClusterMap, free: u64) -> Result<Vec<Poo
 
 /// Bytes of data that fit into so much raw space.
 fn available(config: &cluster_proto::map::PoolConfig, free: u64) -> u64 {
-    free / config.width().max(1) as u64
+    let share = u128::from(free) * config.scheme.copies_needed() as u128 / config.width().max(1) as u128;
+    u64::try_from(share).unwrap_or(u64::MAX)
 }
 
 fn text(space: &Space) -> String {

@@ -23,7 +23,8 @@ struct PgView {
     state: PgState,
     epoch: u32,
     primary: Option<OsdId>,
-    acting: Vec<OsdId>,
+    /// By shard; `null` where nobody serves.
+    acting: Vec<Option<OsdId>>,
     target: Vec<OsdId>,
 }
 
@@ -39,8 +40,13 @@ fn name_of(state: PgState) -> String {
     }
 }
 
-fn list(osds: &[OsdId]) -> String {
-    osds.iter().map(OsdId::to_string).collect::<Vec<_>>().join(" ")
+fn list(osds: impl IntoIterator<Item = Option<OsdId>>) -> String {
+    let name = |osd: Option<OsdId>| osd.map_or_else(|| "-".to_owned(), |osd| osd.to_string());
+    osds.into_iter().map(name).collect::<Vec<_>>().join(" ")
+}
+
+fn whole(osds: &[OsdId]) -> impl Iterator<Item = Option<OsdId>> {
+    osds.iter().copied().map(Some)
 }
 
 impl PgView {
@@ -51,19 +57,23 @@ impl PgView {
             state: pg_state(map, pg, present),
             epoch: present.epoch.0,
             primary: present.primary().map(|member| member.osd),
-            acting: present.acting.iter().map(|member| member.osd).collect(),
+            acting: present.acting.iter().map(|member| member.map(|member| member.osd)).collect(),
             target: present.target.clone(),
         }
     }
 
     fn row(&self) -> [String; 6] {
-        let target = if self.target == self.acting { String::new() } else { list(&self.target) };
+        let mut now: Vec<_> = self.acting.iter().flatten().copied().collect();
+        let mut then = self.target.clone();
+        now.sort_unstable();
+        then.sort_unstable();
+        let target = if now == then { String::new() } else { list(whole(&self.target)) };
         [
             self.pg.to_string(),
             self.pool.clone(),
             name_of(self.state),
             self.epoch.to_string(),
-            list(&self.acting),
+            list(self.acting.iter().copied()),
             target,
         ]
     }
@@ -91,7 +101,7 @@ fn ls(
     let all = map.pgs.iter().map(|(pg, present)| PgView::new(map, *pg, present));
     let views: Vec<_> = all
         .filter(|view| pool.is_none_or(|pool| view.pool == pool))
-        .filter(|view| osd.is_none_or(|osd| view.acting.contains(&osd) || view.target.contains(&osd)))
+        .filter(|view| osd.is_none_or(|osd| view.acting.contains(&Some(osd)) || view.target.contains(&osd)))
         .filter(|view| state.is_none_or(|state| name_of(view.state) == state))
         .collect();
     out.show(&views, |views| {
@@ -127,7 +137,7 @@ struct MemberView {
 impl MemberView {
     fn new(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>, present: &PgMap, osd: OsdId) -> Self {
         let state = map.osds.get(&osd);
-        let member = present.acting.iter().find(|member| member.osd == osd);
+        let member = present.members().map(|(_, member)| member).find(|member| member.osd == osd);
         let stats = stats.get(&osd);
         Self {
             up: state.is_some(),
@@ -152,8 +162,8 @@ fn describe(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>, pg: PgId, out: 
         return Err(CliError::not_found(format!("there is no placement group {pg}: 'blockyard pg ls' lists them")));
     };
     let history = map.histories.get(&pg).map(Vec::as_slice).unwrap_or_default();
-    let past = history.iter().flat_map(|interval| interval.acting.iter().copied());
-    let now = present.acting.iter().map(|member| member.osd).chain(present.target.iter().copied());
+    let past = history.iter().flat_map(|interval| interval.osds());
+    let now = present.members().map(|(_, member)| member.osd).chain(present.target.iter().copied());
     let members = now.chain(past).map(|osd| (osd, MemberView::new(map, stats, present, osd))).collect();
     let activation = map.activations.get(&pg);
     let view = PgView::new(map, pg, present);
@@ -164,8 +174,8 @@ fn text(description: &Description<'_>) -> String {
     let view = &description.view;
     let activation = match description.activation {
         Some(record) => {
-            let osds: Vec<_> = record.acting.iter().map(|member| member.osd).collect();
-            format!("epoch {} by {}", record.epoch, list(&osds))
+            let osds = record.acting.iter().map(|member| member.map(|member| member.osd));
+            format!("epoch {} by {}, complete {}", record.epoch, list(osds), list(whole(&record.complete)))
         }
         None => "never".into(),
     };
@@ -173,12 +183,15 @@ fn text(description: &Description<'_>) -> String {
         format!("pg          {} of pool {}", view.pg, view.pool),
         format!("state       {}", name_of(view.state)),
         format!("epoch       {}", view.epoch),
-        format!("acting      {}", list(&view.acting)),
-        format!("target      {}", list(&view.target)),
+        format!("acting      {}, led by {}", list(view.acting.iter().copied()), list([view.primary])),
+        format!("target      {}", list(whole(&view.target))),
         format!("activation  {activation}"),
     ];
     lines.extend(
-        description.history.iter().map(|past| format!("past        epoch {} by {}", past.epoch, list(&past.acting))),
+        description
+            .history
+            .iter()
+            .map(|past| format!("past        epoch {} by {}", past.epoch, list(past.acting.iter().copied()))),
     );
     lines.extend(description.members.iter().map(|(osd, member)| format!("osd {osd:<7} {}", member.text())));
     lines.join("\n")

@@ -1,14 +1,17 @@
 //! `blockyard pool`.
 
+use std::collections::BTreeSet;
+
 use blockyard_client::metadata;
 use cluster_proto::PoolId;
 use cluster_proto::map::{ClusterMap, PoolConfig, Scheme, keys};
 use cluster_state::{Compare, StateStore, Txn};
 use mon_core::health::PgCounts;
-use mon_core::placement::place;
+use mon_core::placement::ideal_shares;
+use mon_core::usable;
 use serde::Serialize;
 
-use crate::args::PoolCommand;
+use crate::args::{EcCode, PoolCommand, PoolCreate};
 use crate::error::{CliError, Exit};
 use crate::osd::change::last_removed;
 use crate::output::{Output, table};
@@ -20,13 +23,42 @@ const ATTEMPTS_MAX: usize = 16;
 /// Copies unless said otherwise.
 const COPIES_DEFAULT: u8 = 3;
 
+/// How a pool keeps its data, as shown.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Redundancy {
+    /// So many copies.
+    Replicas(u8),
+    /// Data and parity shards.
+    Ec(String),
+}
+
+impl From<Scheme> for Redundancy {
+    fn from(scheme: Scheme) -> Self {
+        match scheme {
+            Scheme::Replicated { copies } => Redundancy::Replicas(copies),
+            Scheme::Ec { data, parity } => Redundancy::Ec(format!("{data}+{parity}")),
+        }
+    }
+}
+
+impl std::fmt::Display for Redundancy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Redundancy::Replicas(copies) => write!(f, "{copies} copies"),
+            Redundancy::Ec(code) => write!(f, "ec {code}"),
+        }
+    }
+}
+
 /// A pool as shown.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PoolView {
     id: u32,
     name: String,
-    replicas: usize,
+    #[serde(flatten)]
+    redundancy: Redundancy,
     min_size: u8,
     pg_count: u32,
     block_size: u32,
@@ -43,7 +75,7 @@ impl PoolView {
         PoolView {
             id: id.0,
             name: pool.name.clone(),
-            replicas: pool.width(),
+            redundancy: pool.scheme.into(),
             min_size: pool.min_size,
             pg_count: pool.pg_count,
             block_size: pool.block_size,
@@ -55,7 +87,7 @@ impl PoolView {
         [
             self.id.to_string(),
             self.name.clone(),
-            self.replicas.to_string(),
+            self.redundancy.to_string(),
             self.min_size.to_string(),
             self.pg_count.to_string(),
             self.pgs.active.to_string(),
@@ -70,18 +102,13 @@ pub async fn run(session: &Session, command: PoolCommand, out: Output) -> Result
         PoolCommand::Ls => {
             let pools = PoolView::all(&session.map().await?);
             out.show(&pools, |pools| {
-                let headings = [">ID", "NAME", ">COPIES", ">MIN", ">PGS", ">ACTIVE", ">OBJECT SIZE"];
+                let headings = [">ID", "NAME", "DATA", ">MIN", ">PGS", ">ACTIVE", ">OBJECT SIZE"];
                 table(headings, pools.iter().map(PoolView::row))
             })
         }
-        PoolCommand::Create { name, replicas, ec, min_size, pg_count, block_size, dry_run } => {
-            let defaults = defaults(&name, replicas, ec.as_deref())?;
-            let config = PoolConfig {
-                min_size: min_size.unwrap_or(defaults.min_size),
-                pg_count,
-                block_size: u32::try_from(block_size.0).unwrap_or(u32::MAX),
-                ..defaults
-            };
+        PoolCommand::Create(options) => {
+            let (name, dry_run) = (options.name.clone(), options.dry_run);
+            let config = new_config(options);
             if dry_run {
                 let map = session.map().await?;
                 validate(&config).and_then(|()| check(&map, &config))?;
@@ -98,14 +125,22 @@ pub async fn run(session: &Session, command: PoolCommand, out: Output) -> Result
     }
 }
 
-/// A pool of this redundancy.
-fn defaults(name: &str, replicas: Option<u8>, ec: Option<&str>) -> Result<PoolConfig, CliError> {
-    match ec {
-        Some(code) => Err(CliError::usage(format!(
-            "cannot make an erasure-coded pool ({code}): that comes with a later version, use --replicas until then"
-        ))),
-        None => Ok(PoolConfig::replicated(name, replicas.unwrap_or(COPIES_DEFAULT))),
+/// The configuration that is asked for.
+fn new_config(options: PoolCreate) -> PoolConfig {
+    let mut config = match options.ec {
+        Some(EcCode { data, parity }) => PoolConfig::erasure_coded(&options.name, data, parity),
+        None => PoolConfig::replicated(&options.name, options.replicas.unwrap_or(COPIES_DEFAULT)),
+    };
+    config.min_size = options.min_size.unwrap_or(config.min_size);
+    config.pg_count = options.pg_count;
+    if let Some(size) = options.block_size {
+        config.block_size = u32::try_from(size.0).unwrap_or(u32::MAX);
     }
+    let rules = &mut config.placement;
+    rules.failure_domain = options.failure_domain.unwrap_or(rules.failure_domain.clone());
+    rules.root = options.root;
+    rules.tags = options.tag;
+    config
 }
 
 /// Removes a pool and its placement groups in one step; its number is not used again.
@@ -193,15 +228,11 @@ fn check(map: &ClusterMap, config: &PoolConfig) -> Result<(), CliError> {
     if map.pool_by_name(&config.name).is_some() {
         return Err(CliError::conflict(format!("there is a pool {:?} already: choose another name", config.name)));
     }
-    let Scheme::Replicated { copies } = config.scheme;
-    let osds: Vec<_> = map.osd_configs.iter().map(|(id, osd)| (*id, osd.weight)).collect();
-    if place(&osds, config.width(), 1).is_none() {
-        let usable = osds.iter().filter(|(_, weight)| *weight > 0.0).count();
-        return Err(CliError::usage(format!(
-            "cannot create pool {:?}: {copies} copies need as many OSDs, and the cluster has {usable} with weight: give \
-             --replicas {usable} or less",
-            config.name
-        )));
+    let mut with = map.clone();
+    let id = PoolId(u32::MAX);
+    with.pools.insert(id, config.clone());
+    if let Err(problem) = ideal_shares(&with, id, &usable(&with, &BTreeSet::new())) {
+        return Err(CliError::usage(format!("cannot create pool {:?}: {}", config.name, problem.message)));
     }
     Ok(())
 }

@@ -157,8 +157,13 @@ fn problem_line(problem: &Problem) -> String {
 
 fn pgs_line(health: &Health) -> String {
     let pgs = &health.pgs;
-    let states =
-        [(pgs.active, "active"), (pgs.peering, "peering"), (pgs.offline, "offline"), (pgs.creating, "creating")];
+    let states = [
+        (pgs.active, "active"),
+        (pgs.degraded, "degraded"),
+        (pgs.peering, "peering"),
+        (pgs.offline, "offline"),
+        (pgs.creating, "creating"),
+    ];
     let present: Vec<_> = states.iter().filter(|(n, _)| *n > 0).map(|(n, state)| format!("{n} {state}")).collect();
     if present.is_empty() { "none".into() } else { present.join(", ") }
 }

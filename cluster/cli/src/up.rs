@@ -23,7 +23,6 @@ use ports::Listeners;
 
 /// Starts the cluster and serves until a signal comes or a part fails.
 pub async fn up(options: UpOptions, out: Output) -> Result<(), CliError> {
-    check_options(&options)?;
     let mut signals = Signals::new()?;
     let directory = Directory::open(&options.data_dir).await?;
     let listeners = Listeners::bind(options.ports)?;
@@ -39,15 +38,6 @@ pub async fn up(options: UpOptions, out: Output) -> Result<(), CliError> {
         () = signals.next() => Err(CliError::failed("stopped at once, as asked for by a second signal")),
     };
     served.and(stopped)
-}
-
-fn check_options(options: &UpOptions) -> Result<(), CliError> {
-    if let Some(code) = &options.ec {
-        return Err(CliError::usage(format!(
-            "cannot make an erasure-coded pool ({code}): that comes with a later version, use --replicas until then"
-        )));
-    }
-    Ok(())
 }
 
 /// Starts everything and returns only when a part has failed.

@@ -95,12 +95,18 @@ fn wrong_command_lines_exit_with_2() {
 }
 
 #[test]
-fn erasure_coding_is_refused_in_words() {
+fn erasure_codes_need_as_many_osds() {
     let folder = tempfile::tempdir().unwrap();
-    let run = blockyard(&["up", "--data-dir", folder.path().join("x").to_str().unwrap(), "--ec", "2+1"]);
-    assert_eq!(run.code, 2);
-    assert!(run.stderr.contains("erasure-coded pool (2+1)") && run.stderr.contains("later version"), "{}", run.stderr);
-    assert!(!folder.path().join("x").exists());
+    let dir = folder.path().join("x");
+    let up =
+        |more: &[&str]| blockyard(&[&["up", "--ports", "auto", "--data-dir", dir.to_str().unwrap()], more].concat());
+    for bad in ["2", "0+1", "2+0", "31+2", "2+x"] {
+        assert_eq!(up(&["--ec", bad]).code, 2, "{bad}");
+    }
+    assert!(!dir.exists());
+    let few = up(&["--ec", "2+1", "--osds", "2"]);
+    assert_eq!(few.code, 2);
+    assert!(few.stderr.contains("3 shards need as many OSDs"), "{}", few.stderr);
 }
 
 #[test]

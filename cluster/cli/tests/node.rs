@@ -163,13 +163,17 @@ fn placement_groups_are_listed_and_described() {
     assert_eq!((count(&["--state", "active"]), count(&["--state", "offline"])), (Some(2), Some(0)));
     assert_eq!((count(&["--pool", "default"]), cluster.run(&["pg", "ls", "--pool", "x"]).code), (Some(2), 4));
     let history = keys::pg_history(PgId { pool: PoolId(1), index: 1 });
-    cluster.put(history, &json!([{ "epoch": 1, "acting": [2, 5] }]));
+    cluster.put(history, &json!([{ "epoch": 1, "acting": [2, 5], "complete": [2], "min-size": 1 }]));
     let one = cluster.run(&["pg", "describe", "1/1", "--json"]).json();
     assert_eq!((&one["activation"]["epoch"], &one["history"][0]["acting"]), (&json!(1), &json!([2, 5])));
     assert_eq!((&one["members"]["5"]["up"], &one["members"]["2"]["same-run"]), (&json!(false), &json!(true)));
     let text = cluster.run(&["pg", "describe", "1/1"]).stdout;
-    for line in ["state       active", "activation  epoch 1 by 1 2 3", "past        epoch 1 by 2 5", "osd 5       down"]
-    {
+    for line in [
+        "state       active",
+        "activation  epoch 1 by 1 2 3, complete 1 2 3",
+        "past        epoch 1 by 2 5",
+        "osd 5       down",
+    ] {
         assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
     }
     let table = cluster.run(&["pg", "ls"]).stdout;

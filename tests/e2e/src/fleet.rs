@@ -268,15 +268,27 @@ impl Fleet {
         self.blockyard(&["status", "--json"]).json()
     }
 
-    /// Waits until all PGs serve.
+    /// Waits until all PGs serve and all data is where it should be.
     ///
     /// # Panics
     /// With the status, if they do not within `seconds`.
     #[track_caller]
     pub fn wait_active(&self, seconds: u64) {
-        self.wait_status(seconds, "all placement groups serve", |status| {
+        self.wait_status(seconds, "all placement groups serve, with all data", |status| {
             let pgs = &status["pgs"];
             pgs["total"].as_u64() > Some(0) && pgs["active"] == pgs["total"]
+        });
+    }
+
+    /// Waits until all PGs serve, though some data may not be where it should be.
+    ///
+    /// # Panics
+    /// With the status, if they do not within `seconds`.
+    #[track_caller]
+    pub fn wait_served(&self, seconds: u64) {
+        self.wait_status(seconds, "all placement groups serve, degraded or not", |status| {
+            let count = |state: &str| status["pgs"][state].as_u64().unwrap_or_default();
+            count("total") > 0 && count("active") + count("degraded") == count("total")
         });
     }
 

@@ -24,7 +24,7 @@ pub use cluster::{Cluster, Refused, scratch, try_up};
 pub use deadline::{eventually, limited};
 pub use etcd::{Certificates, Etcd, free_port};
 pub use fleet::{Fleet, FleetOptions};
-pub use load::{Lane, Pattern};
+pub use load::{Lane, Pattern, Slowest};
 pub use nbd::{Command, Nbd, PERMISSION_DENIED};
 pub use netns::{Network, can_make_networks};
 pub use process::Process;

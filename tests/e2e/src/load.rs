@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{Command, Nbd, Random, UNIT, read_stamp, write_stamp};
@@ -80,8 +82,23 @@ pub struct Lane {
     random: Random,
     /// Writes acknowledged so far.
     pub writes: u64,
-    /// The longest that a request took, since somebody set it to zero.
-    pub slowest: Duration,
+    /// The longest that a request took.
+    pub slowest: Slowest,
+}
+
+/// The longest that a request took, since somebody looked.
+#[derive(Clone, Debug, Default)]
+pub struct Slowest(Arc<AtomicU64>);
+
+impl Slowest {
+    fn add(&self, took: Duration) {
+        self.0.fetch_max(took.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// How long it took; counts anew from here.
+    pub fn take(&self) -> Duration {
+        Duration::from_micros(self.0.swap(0, Ordering::Relaxed))
+    }
 }
 
 impl Lane {
@@ -96,7 +113,7 @@ impl Lane {
             sequence: 0,
             random: Random::new(seed),
             writes: 0,
-            slowest: Duration::ZERO,
+            slowest: Slowest::default(),
         }
     }
 
@@ -137,7 +154,7 @@ impl Lane {
         let (cookie, answer) = nbd.receive()?;
         let request = self.under_way.remove(&cookie).expect("an answer to what was asked");
         let data = answer.unwrap_or_else(|e| panic!("{}: {request:?} failed: {e}", pattern.name));
-        self.slowest = self.slowest.max(request.issued.elapsed());
+        self.slowest.add(request.issued.elapsed());
         self.finish(request, &data);
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! `blockyard osd rm`, `reweight` and `tag`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cluster_proto::map::{ClusterMap, OsdConfig, OsdStats, keys, parse};
 use cluster_proto::{OsdId, PgId};
 use cluster_state::{Compare, StateStore, Txn};
-use mon_core::plan;
+use mon_core::placement::all_targets;
+use mon_core::usable;
 use serde::Serialize;
 
 use super::statistics;
@@ -39,10 +40,10 @@ pub enum Need {
 
 /// The PGs that refer to an OSD, and why.
 pub fn references(map: &ClusterMap, id: OsdId) -> BTreeMap<PgId, Need> {
-    let past = map.histories.iter().filter(|(_, intervals)| intervals.iter().any(|i| i.acting.contains(&id)));
+    let past = map.histories.iter().filter(|(_, intervals)| intervals.iter().any(|i| i.osds().any(|osd| osd == id)));
     let mut found: BTreeMap<_, _> = past.map(|(pg, _)| (*pg, Need::History)).collect();
     for (pg, present) in &map.pgs {
-        if present.acting.iter().any(|member| member.osd == id) {
+        if present.shard_of(id).is_some() {
             found.insert(*pg, Need::Serves);
         } else if present.target.contains(&id) {
             found.insert(*pg, Need::Target);
@@ -156,19 +157,23 @@ pub struct Moves {
 
 /// What the monitor would do about `after`, compared with what is planned about `before` anyway.
 pub fn moves(before: &ClusterMap, after: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>) -> Moves {
+    let present: BTreeMap<_, _> = before.pgs.iter().map(|(pg, present)| (*pg, present.target.clone())).collect();
     let targets = |map: &ClusterMap| {
-        let mut targets: BTreeMap<_, _> = map.pgs.iter().map(|(pg, present)| (*pg, present.target.clone())).collect();
-        targets.extend(plan(map).changes.into_iter().map(|change| (change.pg, change.map.target)));
+        let mut targets = present.clone();
+        for (pool, sets) in all_targets(map, &usable(map, &BTreeSet::new()), &present) {
+            let numbered = (0..).zip(sets.unwrap_or_default());
+            targets.extend(numbered.map(|(index, set)| (PgId { pool, index }, set)));
+        }
         targets
     };
     let (old, new) = (targets(before), targets(after));
     let mut moves = Moves::default();
     for (pg, target) in &new {
-        let Some(present) = old.get(pg) else { continue };
-        let added = target.iter().filter(|osd| !present.contains(osd)).count();
+        let Some(planned) = old.get(pg) else { continue };
+        let added = target.iter().filter(|osd| !planned.contains(osd)).count();
         moves.pgs += usize::from(added > 0);
         moves.shards += added;
-        moves.bytes += added as u64 * shard_bytes(before, present, stats);
+        moves.bytes += added as u64 * shard_bytes(before, planned, stats);
     }
     moves
 }
@@ -257,16 +262,19 @@ mod tests {
     fn everything_that_refers_to_an_osd_is_found() {
         let mut map = ClusterMap::default();
         let pg = |index| PgId { pool: PoolId(1), index };
-        let acting =
-            |ids: &[u32]| ids.iter().map(|id| Member { osd: OsdId(*id), incarnation: Incarnation(1) }).collect();
+        let run = |id| Member { osd: OsdId(id), incarnation: Incarnation(1) };
         let put = |map: &mut ClusterMap, index, present: &[u32], target: &[u32]| {
+            let acting = present.iter().map(|id| Some(run(*id))).collect();
             let target = target.iter().copied().map(OsdId).collect();
-            map.pgs.insert(pg(index), PgMap { epoch: Epoch(2), acting: acting(present), target });
+            let present = PgMap { epoch: Epoch(2), primary: OsdId(present[0]), acting, target, dead: Vec::new() };
+            map.pgs.insert(pg(index), present);
         };
         put(&mut map, 0, &[1, 2], &[1, 2]);
         put(&mut map, 1, &[2, 3], &[1, 3]);
         put(&mut map, 2, &[2, 3], &[2, 3]);
-        map.histories.insert(pg(2), vec![Interval { epoch: Epoch(1), acting: vec![OsdId(1), OsdId(4)] }]);
+        let acting = vec![Some(OsdId(1)), None, Some(OsdId(4))];
+        let past = Interval { epoch: Epoch(1), acting, complete: Vec::new(), min_size: 1 };
+        map.histories.insert(pg(2), vec![past]);
         let expected = BTreeMap::from([(pg(0), Need::Serves), (pg(1), Need::Target), (pg(2), Need::History)]);
         assert_eq!(references(&map, OsdId(1)), expected);
         assert_eq!(references(&map, OsdId(4)).into_values().collect::<Vec<_>>(), [Need::History]);

@@ -109,8 +109,8 @@ fn check_unused(map: &ClusterMap, id: OsdId, last: u32) -> Result<OsdId, CliErro
 
 /// Numbers are not used twice as long as anything tells of them.
 fn next_free(map: &ClusterMap, last: u32) -> OsdId {
-    let placed = map.pgs.values().flat_map(|pg| pg.target.iter().copied().chain(pg.acting.iter().map(|m| m.osd)));
-    let past = map.histories.values().flatten().flat_map(|interval| interval.acting.iter().copied());
+    let placed = map.pgs.values().flat_map(|pg| pg.target.iter().copied().chain(pg.members().map(|(_, m)| m.osd)));
+    let past = map.histories.values().flatten().flat_map(|interval| interval.osds());
     let known = map.osd_configs.keys().chain(map.osds.keys()).copied();
     let highest = known.chain(placed).chain(past).map(|id| id.0).max().unwrap_or(0);
     OsdId(highest.max(last).saturating_add(1))
@@ -158,9 +158,15 @@ mod tests {
         map.osd_configs.insert(OsdId(2), OsdConfig::new(1.0));
         assert_eq!(next_free(&map, 0), OsdId(3));
         let pg = PgId { pool: PoolId(1), index: 0 };
-        map.pgs.insert(pg, PgMap { epoch: Epoch(1), acting: Vec::new(), target: vec![OsdId(4)] });
+        map.pgs.insert(
+            pg,
+            PgMap { epoch: Epoch(1), primary: OsdId(0), acting: Vec::new(), target: vec![OsdId(4)], dead: Vec::new() },
+        );
         assert_eq!(next_free(&map, 0), OsdId(5));
-        map.histories.insert(pg, vec![Interval { epoch: Epoch(1), acting: vec![OsdId(9)] }]);
+        map.histories.insert(
+            pg,
+            vec![Interval { epoch: Epoch(1), acting: vec![Some(OsdId(9))], complete: Vec::new(), min_size: 1 }],
+        );
         assert_eq!(next_free(&map, 0), OsdId(10));
         assert!(check_unused(&map, OsdId(2), 0).is_err() && check_unused(&map, OsdId(9), 0).is_err());
         assert!(check_unused(&map, OsdId(6), 6).is_err());

@@ -4,13 +4,13 @@
 //! missing the start was not complete, and the next one goes on where this one ended; every step finds what it made before.
 
 use blockyard_client::{ErrorKind, metadata};
-use cluster_proto::map::{ClusterMap, OsdConfig, PoolConfig, keys};
+use cluster_proto::map::{ClusterMap, OsdConfig, PoolConfig, Scheme, keys};
 use cluster_proto::{OsdId, PoolId, Uuid};
 use cluster_state::{EmbeddedStore, StateStore, Txn};
 use osd::PrepareOptions;
 
 use super::directory::Directory;
-use crate::args::{ImageSpec, NewImage, UpOptions};
+use crate::args::{EcCode, ImageSpec, NewImage, UpOptions};
 use crate::error::CliError;
 use crate::init::identity;
 use crate::pool::{json, put_new};
@@ -69,17 +69,12 @@ async fn create(
     options: &UpOptions,
     cluster: Uuid,
 ) -> Result<Vec<OsdId>, CliError> {
-    let count = options.osds.unwrap_or(OSDS_DEFAULT);
-    let copies = options.replicas.unwrap_or(COPIES_DEFAULT.min(u8::try_from(count).unwrap_or(COPIES_DEFAULT)));
-    if u32::from(copies) > count {
-        return Err(CliError::usage(format!(
-            "{copies} copies need as many OSDs, and there are to be {count}: give --osds {copies} or --replicas {count}"
-        )));
-    }
+    let pool = first_pool(options)?;
+    let count = options.osds.unwrap_or(OSDS_DEFAULT.max(pool.width() as u32));
     let bytes = options.osd_size.map_or(OSD_BYTES_DEFAULT, |size| size.0);
     let osds: Vec<_> = (1..=count).map(OsdId).collect();
     prepare(directory, &osds, bytes, cluster).await?;
-    put_new(store, FIRST_POOL, &PoolConfig::replicated(ImageSpec::DEFAULT_POOL, copies)).await?;
+    put_new(store, FIRST_POOL, &pool).await?;
     if options.image.is_empty() {
         let demo = ImageSpec { pool: ImageSpec::DEFAULT_POOL.into(), name: "demo".into() };
         create_images(store, &[NewImage { spec: demo, size: DEMO_BYTES }]).await?;
@@ -90,6 +85,28 @@ async fn create(
     let txn = osds.iter().fold(Txn::new(), |txn, osd| txn.put(keys::osd_config(*osd), config.clone()));
     store.txn(txn).await?;
     Ok(osds)
+}
+
+/// What is asked for as pool `default`.
+fn first_pool(options: &UpOptions) -> Result<PoolConfig, CliError> {
+    let name = ImageSpec::DEFAULT_POOL;
+    let refuse = |needs: String, count: u32, advice: &str| {
+        Err(CliError::usage(format!("{needs} need as many OSDs, and there are to be {count}: {advice}")))
+    };
+    if let Some(code) = options.ec {
+        let pool = PoolConfig::erasure_coded(name, code.data, code.parity);
+        let width = pool.width() as u32;
+        return match options.osds.filter(|count| *count < width) {
+            Some(count) => refuse(format!("{width} shards"), count, "leave --osds out, or give another code"),
+            None => Ok(pool),
+        };
+    }
+    let count = options.osds.unwrap_or(OSDS_DEFAULT);
+    let copies = options.replicas.unwrap_or(COPIES_DEFAULT.min(u8::try_from(count).unwrap_or(COPIES_DEFAULT)));
+    match u32::from(copies) > count {
+        true => refuse(format!("{copies} copies"), count, &format!("give --osds {copies} or --replicas {count}")),
+        false => Ok(PoolConfig::replicated(name, copies)),
+    }
 }
 
 /// Makes the files that are not there yet.
@@ -139,11 +156,20 @@ fn check(map: &ClusterMap, directory: &Directory, options: &UpOptions) -> Result
     if let Some(osds) = options.osds.filter(|osds| *osds as usize != count) {
         return Err(fixed("--osds", format!("{count} OSDs"), osds.to_string()));
     }
-    let copies = map.pool_by_name(ImageSpec::DEFAULT_POOL).map(|(_, pool)| pool.width());
-    if let (Some(copies), Some(asked)) = (copies, options.replicas)
-        && copies != usize::from(asked)
+    let scheme = map.pool_by_name(ImageSpec::DEFAULT_POOL).map(|(_, pool)| pool.scheme);
+    let found = |scheme| match scheme {
+        Scheme::Replicated { copies } => format!("{copies} copies in pool default"),
+        Scheme::Ec { data, parity } => format!("erasure code {data}+{parity} in pool default"),
+    };
+    if let (Some(scheme), Some(asked)) = (scheme, options.replicas)
+        && scheme != (Scheme::Replicated { copies: asked })
     {
-        return Err(fixed("--replicas", format!("{copies} copies in pool default"), asked.to_string()));
+        return Err(fixed("--replicas", found(scheme), asked.to_string()));
+    }
+    if let (Some(scheme), Some(EcCode { data, parity })) = (scheme, options.ec)
+        && scheme != (Scheme::Ec { data, parity })
+    {
+        return Err(fixed("--ec", found(scheme), format!("{data}+{parity}")));
     }
     for id in map.osd_configs.keys() {
         let path = directory.osd(*id);

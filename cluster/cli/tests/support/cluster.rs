@@ -58,16 +58,24 @@ impl Cluster {
 
     pub fn serve_pgs(&self) {
         let member = |id| Member { osd: OsdId(id), incarnation: Incarnation(1) };
-        let acting: Vec<_> = (1..=3).map(member).collect();
+        let acting: Vec<_> = (1..=3).map(|id| Some(member(id))).collect();
+        let target: Vec<_> = (1..=3).map(OsdId).collect();
         for id in 1..=3 {
             let address = "127.0.0.1:1".parse().unwrap();
             self.put(keys::osd(OsdId(id)), &OsdState { address, incarnation: Incarnation(1), started: 0 });
         }
         for index in 0..2 {
             let pg = PgId { pool: PoolId(1), index };
-            let target = acting.iter().map(|m| m.osd).collect();
-            self.put(keys::pg_map(pg), &PgMap { epoch: Epoch(1), acting: acting.clone(), target });
-            self.put(keys::pg_activation(pg), &Activation { epoch: Epoch(1), acting: acting.clone() });
+            let (acting, complete) = (acting.clone(), target.clone());
+            let map = PgMap {
+                epoch: Epoch(1),
+                primary: OsdId(1),
+                acting: acting.clone(),
+                target: target.clone(),
+                dead: Vec::new(),
+            };
+            self.put(keys::pg_map(pg), &map);
+            self.put(keys::pg_activation(pg), &Activation { epoch: Epoch(1), acting, complete, min_size: 2 });
         }
     }
 }

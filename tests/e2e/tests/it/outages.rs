@@ -15,7 +15,7 @@ const NO_STALL: Duration = Duration::from_millis(1500);
 /// that a request took.
 fn under_load(fleet: &mut Fleet, lanes: &mut [Lane], disturb: impl FnOnce(&mut Fleet)) -> Duration {
     let over = AtomicBool::new(false);
-    lanes.iter_mut().for_each(|lane| lane.slowest = Duration::ZERO);
+    lanes.iter().for_each(|lane| drop(lane.slowest.take()));
     thread::scope(|scope| {
         for (i, lane) in lanes.iter_mut().enumerate() {
             let mut nbd = fleet.connect("demo");
@@ -30,7 +30,11 @@ fn under_load(fleet: &mut Fleet, lanes: &mut [Lane], disturb: impl FnOnce(&mut F
             std::panic::resume_unwind(panic);
         }
     });
-    lanes.iter().map(|lane| lane.slowest).max().unwrap_or_default()
+    slowest(lanes)
+}
+
+fn slowest(lanes: &[Lane]) -> Duration {
+    lanes.iter().map(|lane| lane.slowest.take()).max().unwrap_or_default()
 }
 
 fn lanes(count: u64) -> Vec<Lane> {

@@ -56,7 +56,7 @@ fn options_of_the_first_start_are_kept_and_later_ones_checked() {
         again("--osds", "3").refused(2, &["--osds", "fixed at the first start"]);
         again("--replicas", "1").refused(2, &["--replicas", "fixed at the first start"]);
         again("--osd-size", "1G").refused(2, &["--osd-size", "fixed at the first start"]);
-        again("--ec", "2+1").refused(2, &["erasure-coded"]);
+        again("--ec", "2+1").refused(2, &["--ec", "fixed at the first start"]);
         cluster.start_again();
     });
 }
