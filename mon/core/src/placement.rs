@@ -56,9 +56,7 @@ pub fn targets(
         return Err(Problem::new(ProblemCode::PoolMissing, format!("pool {pool} is not configured")));
     };
     let candidates = candidates(map, config, usable)?;
-    let placing = Placing { pool, config, candidates: &candidates };
-    let owed = owed(map, pool, &candidates, usable);
-    placing.targets(&owed, last_clean, &holders(map, pool, config, &candidates))
+    Placing { map, usable, pool, config, candidates: &candidates }.targets(last_clean)
 }
 
 /// [`targets`] of all pools. `last_clean` has the PGs of all of them.
@@ -185,27 +183,25 @@ fn holders(map: &ClusterMap, pool: PoolId, config: &PoolConfig, candidates: &Can
 
 /// One pool being placed.
 struct Placing<'a> {
+    map: &'a ClusterMap,
+    usable: &'a BTreeSet<OsdId>,
     pool: PoolId,
     config: &'a PoolConfig,
     candidates: &'a Candidates,
 }
 
 impl Placing<'_> {
-    fn targets(
-        &self,
-        owed: &[f64],
-        last_clean: &BTreeMap<u32, Vec<OsdId>>,
-        holders: &[Vec<u32>],
-    ) -> Result<Vec<Vec<OsdId>>, Problem> {
+    fn targets(&self, last_clean: &BTreeMap<u32, Vec<OsdId>>) -> Result<Vec<Vec<OsdId>>, Problem> {
         let (pgs, width) = (self.config.pg_count, self.config.width());
         let present: Vec<_> = (0..pgs).map(|pg| self.known(last_clean.get(&pg))).collect();
-        let quota = self.quota(owed, &present);
+        let quota = self.quota(&present);
+        let holders = holders(self.map, self.pool, self.config, self.candidates);
         let seed = u64::from(self.pool.0);
         let is_new = present.iter().flatten().all(Option::is_none);
         let scatter = self.config.placement.scatter_width;
         let start =
             if is_new { initial::sets(self.candidates, &quota, pgs, width, scatter, seed) } else { present.clone() };
-        let mut layout = Layout::new(self.candidates, &start, holders, quota, seed);
+        let mut layout = Layout::new(self.candidates, &start, &holders, quota, seed);
         if !layout.settle() {
             // Not reachable: quotas within the limits can always be met.
             debug_assert!(false, "quotas of pool {} cannot be met", self.pool);
@@ -229,14 +225,22 @@ impl Placing<'_> {
         known
     }
 
-    fn quota(&self, owed: &[f64], present: &[Vec<Option<u32>>]) -> Vec<u32> {
+    fn quota(&self, present: &[Vec<Option<u32>>]) -> Vec<u32> {
         let (pgs, width) = (self.config.pg_count, self.config.width());
         let mut served = vec![0; self.candidates.len()];
         present.iter().flatten().flatten().for_each(|osd| served[*osd as usize] += 1);
         let ideal = quota::ideal(self.candidates, pgs, width);
         let present = served.iter().any(|n| *n > 0).then_some(&served[..]);
         let seed = u64::from(self.pool.0);
-        quota::whole(&quota::Wanted { candidates: self.candidates, ideal: &ideal, pgs, width, present, owed, seed })
+        let whole = |owed: &[f64]| {
+            quota::whole(&quota::Wanted { candidates: self.candidates, ideal: &ideal, pgs, width, present, owed, seed })
+        };
+        let quota = whole(&vec![0.0; self.candidates.len()]);
+        if present == Some(&quota[..]) {
+            // What is near enough stays, whatever other pools do: no need to look at them.
+            return quota;
+        }
+        whole(&owed(self.map, self.pool, self.candidates, self.usable))
     }
 
     /// Puts the preferred primary of each set first.

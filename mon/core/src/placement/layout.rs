@@ -82,7 +82,8 @@ impl<'a> Layout<'a> {
                 let seat = Seat { pg, position };
                 let Some(osd) = *member else { continue };
                 if candidates.admits(&layout.sets[pg as usize], None, osd) {
-                    layout.sit(seat, Some(osd));
+                    layout.sets[pg as usize][position as usize] = Some(osd);
+                    layout.seats[osd as usize].push(seat);
                 }
             }
         }
@@ -92,6 +93,11 @@ impl<'a> Layout<'a> {
 
     /// Fills all seats so that every OSD has its quota. False if that cannot be: the quotas do not fit the rules.
     pub fn settle(&mut self) -> bool {
+        let full = self.sets.iter().flatten().all(Option::is_some);
+        if full && !(0..self.candidates.len() as u32).any(|osd| self.is_over(osd)) {
+            return true;
+        }
+        self.count_all_shared();
         self.fill() && self.level()
     }
 
@@ -135,6 +141,18 @@ impl<'a> Layout<'a> {
             let Some(other) = member.filter(|_| position != seat.position) else { continue };
             let shared = self.shared.entry((osd.min(other), osd.max(other))).or_insert(0);
             *shared = shared.saturating_add_signed(by);
+        }
+    }
+
+    /// Counts what all OSDs share, before the first exchange. A layout that stays as it is needs no counts.
+    fn count_all_shared(&mut self) {
+        for set in &self.sets {
+            for (at, osd) in set.iter().enumerate() {
+                for other in set[at + 1..].iter().flatten() {
+                    let Some(osd) = osd else { continue };
+                    *self.shared.entry((*osd.min(other), *osd.max(other))).or_insert(0) += 1;
+                }
+            }
         }
     }
 

@@ -174,3 +174,88 @@ impl<'a> Quotas<'a> {
 fn compare(a: (f64, u64), b: (f64, u64)) -> std::cmp::Ordering {
     a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))
 }
+
+#[cfg(test)]
+mod tests {
+    use cluster_proto::OsdId;
+    use proptest::prelude::*;
+
+    use super::super::candidates::Limit;
+    use super::*;
+
+    /// OSDs of these weights; each host has two of them, and each rack two hosts.
+    fn candidates(weights: &[f64], rack_max: u32) -> Candidates {
+        let limit = |osds: u32, max| {
+            let group: Vec<u32> = (0..weights.len() as u32).map(|osd| osd / osds).collect();
+            Limit { max, count: group.iter().max().map_or(0, |last| *last as usize + 1), group }
+        };
+        let ids = (1..=weights.len() as u32).map(OsdId).collect();
+        Candidates { ids, weights: weights.to_vec(), limits: vec![limit(4, rack_max), limit(2, 1)] }
+    }
+
+    /// OSDs of these weights, each a failure domain.
+    fn flat(weights: &[f64]) -> Candidates {
+        let candidates = candidates(weights, 1);
+        candidates.without_domains()
+    }
+
+    fn quota(candidates: &Candidates, pgs: u32, width: usize, present: Option<&[u32]>) -> Vec<u32> {
+        let ideal = ideal(candidates, pgs, width);
+        let owed = vec![0.0; candidates.len()];
+        whole(&Wanted { candidates, ideal: &ideal, pgs, width, present, owed: &owed, seed: 1 })
+    }
+
+    #[test]
+    fn what_a_group_cannot_take_goes_to_the_others() {
+        // The first host may serve each of the 12 PGs once, 6 for each of its OSDs; the rest is shared by weight.
+        let shares = ideal(&candidates(&[8.0, 8.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0], 2), 12, 2);
+        assert_eq!(shares, [6.0, 6.0, 1.5, 1.5, 1.5, 1.5, 3.0, 3.0]);
+        // A rack of which one member is allowed: its hosts together serve each PG once.
+        let shares = ideal(&candidates(&[8.0, 8.0, 4.0, 4.0, 1.0, 1.0, 2.0, 2.0], 1), 12, 2);
+        assert_eq!(shares, [4.0, 4.0, 2.0, 2.0, 2.0, 2.0, 4.0, 4.0]);
+    }
+
+    #[test]
+    fn who_is_least_overfilled_by_it_gets_one_more() {
+        // Ideal are 7.14, 1.43 and 1.43. The largest remainder would be a small one's, and fill it 1.4 times.
+        assert_eq!(quota(&flat(&[5.0, 1.0, 1.0]), 10, 1, None), [8, 1, 1]);
+    }
+
+    #[test]
+    fn what_is_near_enough_stays() {
+        let equal = flat(&[1.0; 4]);
+        for present in [[3, 3, 2, 2], [2, 3, 2, 3]] {
+            assert_eq!(quota(&equal, 10, 1, Some(&present)), present);
+        }
+        assert_eq!(quota(&equal, 10, 1, Some(&[4, 2, 2, 2])).into_iter().max(), Some(3));
+    }
+
+    #[test]
+    fn whom_other_pools_owe_is_rounded_up() {
+        let candidates = flat(&[1.0; 4]);
+        let ideal = ideal(&candidates, 10, 1);
+        let owed = [-0.5, 0.5, 0.5, -0.5];
+        let wanted =
+            Wanted { candidates: &candidates, ideal: &ideal, pgs: 10, width: 1, present: None, owed: &owed, seed: 1 };
+        assert_eq!(whole(&wanted), [2, 3, 3, 2]);
+    }
+
+    proptest! {
+        #[test]
+        fn an_osd_more_or_larger_only_takes(
+            weights in prop::collection::vec(0.5f64..2.0, 9..24), pgs in 1u32..300, grown in 0usize..9, by in 1.0f64..2.0
+        ) {
+            let mut larger = weights.clone();
+            larger[grown] *= by;
+            let more: Vec<f64> = weights.iter().copied().chain([by]).collect();
+            let before = quota(&flat(&weights), pgs, 2, None);
+            for after in [larger, more] {
+                let quota = quota(&flat(&after), pgs, 2, None);
+                prop_assert_eq!(quota.iter().sum::<u32>(), 2 * pgs);
+                for osd in (0..weights.len()).filter(|osd| after[*osd] <= weights[*osd]) {
+                    prop_assert!(quota[osd] <= before[osd], "{:?} became {:?}", before, quota);
+                }
+            }
+        }
+    }
+}
