@@ -14,6 +14,7 @@ mod view;
 use std::future::Future;
 use std::sync::Arc;
 
+use cluster_proto::auth::Credentials;
 use cluster_proto::map::ClusterMap;
 use cluster_state::StateStore;
 use tokio::net::TcpListener;
@@ -27,6 +28,8 @@ pub struct MonConfig {
     pub name: String,
     /// How long a dead leader blocks the next. Seconds, 1 to 60; 5 is a good value.
     pub lease_ttl_s: u32,
+    /// The cluster's key, if it has one: what probes prove themselves with.
+    pub credentials: Option<Credentials>,
     /// Where to serve metrics (`GET /metrics`), if at all.
     pub metrics: Option<TcpListener>,
     /// Metrics of other parts of the same process, to be served along: text in Prometheus' format, made at each scrape.
@@ -58,7 +61,7 @@ pub async fn run(
     let (publish, latest) = watch::channel(Arc::new(ClusterMap::default()));
     let (elect, elected) = watch::channel(None);
     let candidate = leader::Candidate::new(store.clone(), config.name, config.lease_ttl_s, elect);
-    let monitor = monitor::Monitor::new(store.clone(), elected.clone(), publish);
+    let monitor = monitor::Monitor::new(store.clone(), config.credentials, elected.clone(), publish);
     let source = metrics::Source { store: store.clone(), latest, elected: elected.clone(), more: config.more_metrics };
     let outcome = tokio::select! {
         () = shutdown => Ok(()),

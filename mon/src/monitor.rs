@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster_proto::OsdId;
+use cluster_proto::auth::Credentials;
 use cluster_proto::map::{ClusterMap, Member, keys};
 use cluster_state::{Change, Compare, Mirror, StateError, StateStore, Txn, watch_forever};
 use mon_core::liveness::{Liveness, Millis, Probe};
@@ -33,6 +34,7 @@ const RANGES: [&str; 4] = [keys::CONFIG, keys::OSDS, keys::PGS, keys::SUSPICIONS
 
 pub(crate) struct Monitor {
     store: Arc<dyn StateStore>,
+    credentials: Option<Credentials>,
     elected: watch::Receiver<Option<Leading>>,
     publish: watch::Sender<Arc<ClusterMap>>,
     view: View,
@@ -57,12 +59,14 @@ pub(crate) struct Monitor {
 impl Monitor {
     pub fn new(
         store: Arc<dyn StateStore>,
+        credentials: Option<Credentials>,
         elected: watch::Receiver<Option<Leading>>,
         publish: watch::Sender<Arc<ClusterMap>>,
     ) -> Self {
         let mirrors = RANGES.map(|range| watch_forever(store.clone(), range));
         Self {
             store,
+            credentials,
             elected,
             publish,
             view: View::new(),
@@ -165,7 +169,8 @@ impl Monitor {
     fn send_probes(&mut self, now: Millis) {
         let Some(cluster) = self.view.map().cluster.as_ref().map(|info| info.id) else { return };
         for (run, address) in self.liveness.poll(now) {
-            self.probes.spawn(async move { (run, probe(cluster, run.osd, address).await) });
+            let credentials = self.credentials.clone();
+            self.probes.spawn(async move { (run, probe(cluster, credentials, run.osd, address).await) });
         }
     }
 

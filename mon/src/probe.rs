@@ -8,8 +8,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use cluster_proto::link::Identity;
-use cluster_proto::wire::{Decoder, Message, Refusal, Role, encode};
+use cluster_proto::auth::Credentials;
+use cluster_proto::link::{Identity, LinkId, Outgoing};
+use cluster_proto::wire::{Decoder, Message, Nonce, Refusal, Role, encode};
 use cluster_proto::{ClientId, Incarnation, OsdId, Uuid};
 use mon_core::liveness::Probe;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,33 +25,42 @@ const MONITOR: ClientId = ClientId(u64::MAX);
 /// Bytes that an introduction has at most.
 const ANSWER_MAX: usize = 4096;
 
-/// Asks the OSD at `address`, at most for [`PROBE_TIMEOUT`].
-pub async fn probe(cluster: Uuid, osd: OsdId, address: SocketAddr) -> Probe {
-    match timeout(PROBE_TIMEOUT, ask(cluster, osd, address)).await {
+/// Asks the OSD at `address`, at most for [`PROBE_TIMEOUT`]. `credentials`: the cluster's, if it has a key; then the answer must be
+/// proved with it.
+pub async fn probe(cluster: Uuid, credentials: Option<Credentials>, osd: OsdId, address: SocketAddr) -> Probe {
+    let identity = Identity { cluster, role: Role::Client(MONITOR), incarnation: Incarnation(0), credentials };
+    match timeout(PROBE_TIMEOUT, ask(&identity, osd, address)).await {
         Ok(Ok(result)) => result,
         // A reset of an open connection is no proof: the process may go on with others.
         Ok(Err(_)) | Err(_) => Probe::Silent,
     }
 }
 
-async fn ask(cluster: Uuid, osd: OsdId, address: SocketAddr) -> io::Result<Probe> {
+async fn ask(identity: &Identity, osd: OsdId, address: SocketAddr) -> io::Result<Probe> {
     let mut connection = match TcpStream::connect(address).await {
         Ok(connection) => connection,
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(Probe::Refused),
         Err(error) => return Err(error),
     };
-    let identity = Identity { cluster, role: Role::Client(MONITOR), incarnation: Incarnation(0) };
-    let mut hello = Vec::new();
+    let nonce = cluster_io::entropy::bytes().map_err(io::Error::other)?;
+    let mut link = Outgoing::new(osd);
+    link.poll(0, Some(address), LinkId(0));
+    let Some(hello) = link.handle_connected(identity, Nonce(nonce)) else { return Ok(Probe::Silent) };
+    let mut bytes = Vec::new();
     // Introductions have no payload.
-    let _ = encode(&Message::Hello(identity.hello(osd)), &mut hello);
-    connection.write_all(&hello).await?;
-    Ok(match answer(&mut connection).await? {
-        Some(Message::Welcome(theirs)) if theirs.cluster == cluster && theirs.role == Role::Osd(osd) => {
-            Probe::Alive(theirs.incarnation)
-        }
-        Some(Message::Welcome(_)) | Some(Message::Refuse(Refusal::Target | Refusal::Cluster)) => Probe::Refused,
-        _ => Probe::Silent,
-    })
+    let _ = encode(&hello, &mut bytes);
+    connection.write_all(&bytes).await?;
+    let refused = match answer(&mut connection).await? {
+        Some(Message::Welcome(theirs)) => match link.handle_welcome(0, identity, &theirs) {
+            Ok(introduced) => return Ok(Probe::Alive(introduced.incarnation)),
+            Err(why) => why,
+        },
+        Some(Message::Refuse(why)) => why,
+        _ => return Ok(Probe::Silent),
+    };
+    // Somebody else listens where the OSD did.
+    let gone = matches!(refused, Refusal::Target | Refusal::Cluster);
+    Ok(if gone { Probe::Refused } else { Probe::Silent })
 }
 
 /// The first message; `None` if it is none of this protocol, or too long for an introduction.
@@ -74,7 +84,8 @@ async fn answer(connection: &mut TcpStream) -> io::Result<Option<Message>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cluster_proto::wire::{Hello, PROTOCOL};
+    use cluster_proto::auth::{ClusterKey, Introductions, Side};
+    use cluster_proto::wire::Welcome;
     use tokio::net::TcpListener;
     use tokio::time::{Instant, sleep};
 
@@ -100,12 +111,42 @@ mod tests {
     }
 
     fn welcome(osd: u32) -> Message {
-        let (incarnation, target) = (Incarnation(77), OsdId(osd));
-        Message::Welcome(Hello { protocol: PROTOCOL, cluster: CLUSTER, role: Role::Osd(target), incarnation, target })
+        let identity =
+            Identity { cluster: CLUSTER, role: Role::Osd(OsdId(osd)), incarnation: Incarnation(77), credentials: None };
+        Message::Welcome(Welcome { hello: identity.hello(OsdId(osd), Nonce::ZERO), proof: None })
     }
 
     async fn found(message: Option<Message>) -> Probe {
-        probe(CLUSTER, OsdId(4), serve(message).await).await
+        probe(CLUSTER, None, OsdId(4), serve(message).await).await
+    }
+
+    #[tokio::test]
+    async fn with_a_key_only_a_proved_answer_counts() {
+        let credentials = |byte| Credentials { key: ClusterKey::from_bytes([byte; 32]), encrypt: false };
+        let bare = serve(Some(welcome(4))).await;
+        assert_eq!(probe(CLUSTER, Some(credentials(1)), OsdId(4), bare).await, Probe::Silent);
+        for (byte, expected) in [(1, Probe::Alive(Incarnation(77))), (2, Probe::Silent)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(async move {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                let Some(Message::Hello(theirs)) = answer(&mut connection).await.unwrap() else { return };
+                let role = Role::Osd(OsdId(4));
+                let identity = Identity {
+                    cluster: CLUSTER,
+                    role,
+                    incarnation: Incarnation(77),
+                    credentials: Some(credentials(byte)),
+                };
+                let hello = identity.hello(OsdId(4), Nonce([7; 32]));
+                let introductions = Introductions { hello: &theirs, welcome: &hello };
+                let proof = introductions.proof(&credentials(byte).key, Side::Accepting);
+                let mut bytes = Vec::new();
+                let _ = encode(&Message::Welcome(Welcome { hello, proof: Some(proof) }), &mut bytes);
+                connection.write_all(&bytes).await.unwrap();
+            });
+            assert_eq!(probe(CLUSTER, Some(credentials(1)), OsdId(4), address).await, expected);
+        }
     }
 
     #[tokio::test]
@@ -116,7 +157,7 @@ mod tests {
     #[tokio::test]
     async fn a_free_port_and_a_stranger_prove_that_the_run_is_over() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert_eq!(probe(CLUSTER, OsdId(4), free).await, Probe::Refused);
+        assert_eq!(probe(CLUSTER, None, OsdId(4), free).await, Probe::Refused);
         assert_eq!(found(Some(welcome(5))).await, Probe::Refused);
         assert_eq!(found(Some(Message::Refuse(Refusal::Target))).await, Probe::Refused);
     }

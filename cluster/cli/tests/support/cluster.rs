@@ -73,6 +73,7 @@ impl Cluster {
                 acting: acting.clone(),
                 target: target.clone(),
                 dead: Vec::new(),
+                unfenced: Vec::new(),
             };
             self.put(keys::pg_map(pg), &map);
             self.put(keys::pg_activation(pg), &Activation { epoch: Epoch(1), acting, complete, min_size: 2 });

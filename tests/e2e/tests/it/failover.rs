@@ -52,7 +52,9 @@ fn under_load(fleet: &mut Fleet, lanes: &mut [Lane], disturb: impl FnOnce(&mut F
 fn check(fleet: &Fleet, lanes: &mut [Lane]) {
     let mut nbd = fleet.connect("demo");
     nbd.set_patience(Some(Duration::from_secs(60))).expect("a time-out");
-    lanes.iter_mut().for_each(|lane| drop(lane.check(&mut nbd)));
+    lanes.iter_mut().for_each(|lane| {
+        lane.check(&mut nbd);
+    });
 }
 
 fn lanes(count: u64) -> Vec<Lane> {
@@ -307,7 +309,7 @@ fn networks_that_are_cut_lose_nothing() {
             for (what, cut, mend) in cuts {
                 thread::sleep(Duration::from_millis(500));
                 let begin = Instant::now();
-                drop(worst(meters));
+                worst(meters);
                 cut(fleet.network.as_mut().expect("a network"));
                 thread::sleep(Duration::from_secs(9));
                 mend(fleet.network.as_mut().expect("a network"));

@@ -15,7 +15,9 @@ const NO_STALL: Duration = Duration::from_millis(1500);
 /// that a request took.
 fn under_load(fleet: &mut Fleet, lanes: &mut [Lane], disturb: impl FnOnce(&mut Fleet)) -> Duration {
     let over = AtomicBool::new(false);
-    lanes.iter().for_each(|lane| drop(lane.slowest.take()));
+    lanes.iter().for_each(|lane| {
+        lane.slowest.take();
+    });
     thread::scope(|scope| {
         for (i, lane) in lanes.iter_mut().enumerate() {
             let mut nbd = fleet.connect("demo");
