@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use cluster_proto::auth::Credentials;
 use cluster_proto::ids::{Epoch, LayerId, ObjectId, OsdId, PgId, PoolId};
-use cluster_proto::map::{ClusterInfo, Member, PgMap, PoolConfig, Scheme, keys};
+use cluster_proto::map::{ClusterInfo, DEAD_MAX, Member, PgMap, PoolConfig, Scheme, keys};
 use cluster_proto::wire::Refusal;
 use cluster_proto::{LayerRef, Uuid};
 use cluster_state::{EmbeddedStore, StateStore, Txn};
@@ -42,6 +42,9 @@ pub struct Cluster {
     pub credentials: Option<Credentials>,
     folder: tempfile::TempDir,
     epoch: u32,
+    /// Runs in the last interval, and those that are over.
+    runs: Vec<Member>,
+    dead: Vec<Member>,
     clients: u64,
 }
 
@@ -75,6 +78,8 @@ impl Cluster {
             credentials,
             folder,
             epoch: 0,
+            runs: Vec::new(),
+            dead: Vec::new(),
             clients: 0,
         };
         cluster.put_config(count as u8);
@@ -93,6 +98,7 @@ impl Cluster {
             min_size: 1,
             pg_count: PG_COUNT,
             block_size: 1 << 20,
+            ..PoolConfig::replicated("test", copies)
         };
         let txn = Txn::new()
             .put(keys::CLUSTER, serde_json::to_vec(&info).expect("JSON"))
@@ -149,11 +155,17 @@ impl Cluster {
     pub fn serve_degraded(&mut self, acting: &[u32], target: &[u32]) {
         self.epoch += 1;
         let member = |id: &u32| Member { osd: OsdId(*id), incarnation: self.osds[id].incarnation() };
+        let runs: Vec<Member> = self.osds.keys().map(member).collect();
+        self.dead.extend(self.runs.iter().filter(|run| !runs.contains(run)));
         let map = PgMap {
             epoch: Epoch(self.epoch),
-            acting: acting.iter().map(member).collect(),
+            primary: OsdId(acting[0]),
+            acting: acting.iter().map(|id| Some(member(id))).collect(),
             target: target.iter().map(|&id| OsdId(id)).collect(),
+            dead: self.dead.iter().rev().take(DEAD_MAX).copied().collect(),
+            unfenced: Vec::new(),
         };
+        self.runs = runs;
         let value = serde_json::to_vec(&map).expect("JSON");
         let pgs = (0..PG_COUNT).map(|index| keys::pg_map(PgId { pool: POOL, index }));
         self.txn(pgs.fold(Txn::new(), |txn, key| txn.put(key, value.clone())));
