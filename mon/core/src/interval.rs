@@ -79,7 +79,7 @@ pub(crate) fn acting(
 fn former(map: &ClusterMap, pg: PgId) -> Vec<(Epoch, Vec<Option<OsdId>>)> {
     let mut sets: Vec<_> = map.histories.get(&pg).into_iter().flatten().map(|i| (i.epoch, i.acting.clone())).collect();
     sets.extend(map.activations.get(&pg).map(|a| (a.epoch, a.interval().acting)));
-    sets.sort_by(|a, b| b.0.cmp(&a.0));
+    sets.sort_by_key(|(epoch, _)| std::cmp::Reverse(*epoch));
     sets
 }
 

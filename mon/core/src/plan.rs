@@ -69,7 +69,7 @@ pub struct Plan {
 ///
 /// - PGs are placed on OSDs that are in (`usable`): new ones, and others when the configuration or `usable` has changed, not more at a
 ///   time than the settings allow.
-/// - A PG is created as soon as so many of its members run that it may accept writes.
+/// - The PGs of a pool are created as soon as so many members of each run that it may accept writes.
 /// - A PG whose members are not those that should serve it now gets the next epoch. If nobody could serve it, it stays as it is: its
 ///   clients wait.
 ///
@@ -211,7 +211,7 @@ fn pgs_of(map: &ClusterMap, pool: PoolId) -> impl Iterator<Item = (PgId, &PgMap)
 
 /// Creates the PGs of a pool that do not exist, if enough of their members run.
 fn create(map: &ClusterMap, running: &Running, id: PoolId, pool: &PoolConfig, placed: &[Vec<OsdId>], plan: &mut Plan) {
-    let mut waiting = 0;
+    let (mut waiting, mut created) = (0, Vec::new());
     for (index, target) in (0..).zip(placed) {
         let pg = PgId { pool: id, index };
         if map.pgs.contains_key(&pg) {
@@ -229,9 +229,12 @@ fn create(map: &ClusterMap, running: &Running, id: PoolId, pool: &PoolConfig, pl
         let history = past(map, pg, before, pool.width());
         let (dead, unfenced) = (Vec::new(), Vec::new());
         let next = PgMap { epoch: before.next(), primary, acting: members, target: target.clone(), dead, unfenced };
-        plan.changes.push(PgChange::new(pg, next, history, running));
+        created.push(PgChange::new(pg, next, history, running));
     }
-    if waiting > 0 {
+    // All or none: PGs are placed with regard to each other.
+    if waiting == 0 {
+        plan.changes.extend(created);
+    } else {
         let down = placed.iter().flatten().filter(|osd| !running.alive.contains_key(osd)).collect::<BTreeSet<_>>();
         plan.problems.push(Problem::new(
             ProblemCode::PoolWaitsForOsds,

@@ -21,6 +21,12 @@ impl Osd {
     /// The map, or the activation record, of a PG has changed.
     pub(crate) fn note_leftovers(&mut self, shard: &dyn ShardIndex, id: PgId) {
         let known_pool = self.map.pools.contains_key(&id.pool);
+        let leads = self.pgs.get(&id).is_some_and(|pg| pg.is_writable() && pg.missing.is_empty());
+        if known_pool && leads && self.is_complete(id) {
+            for tombstone in shard.tombstones(id) {
+                self.collect(shard, id, tombstone.object.whole(), tombstone.version);
+            }
+        }
         if known_pool && self.is_complete(id) && shard.digests(id) != [0; 256] {
             self.purge.pgs.insert(id);
         }
@@ -28,7 +34,7 @@ impl Osd {
 
     /// Whether everything of the PG is on all the OSDs where it should be, for good: the record says so, and what the next
     /// interval must know begins with it.
-    fn is_complete(&self, id: PgId) -> bool {
+    pub(crate) fn is_complete(&self, id: PgId) -> bool {
         let (Some(map), Some(record)) = (self.map.pgs.get(&id), self.map.activations.get(&id)) else { return false };
         let has_all = map.members().map(|(_, m)| m.osd).all(|osd| record.complete.contains(&osd));
         let as_planned =

@@ -100,21 +100,14 @@ impl Osd {
         }
     }
 
-    /// All members have this tombstone: they can forget it, unless an OSD that is away may still hold the object.
+    /// All members have this tombstone: they can forget it, unless an OSD outside may yet be asked for the object. Once the PG is
+    /// complete nobody else is: what others hold of before counts as garbage (`peering.rs`).
     pub(crate) fn collect(&mut self, shard: &dyn ShardIndex, pg_id: PgId, object: ObjectId, version: Version) {
-        if !self.is_everyone_present(pg_id) {
+        if !self.is_complete(pg_id) {
             return;
         }
         let members = self.pgs.get(&pg_id).map_or(0, |pg| pg.acting());
         self.in_background(shard, pg_id, members, ShardOp::Collect { object, version });
-    }
-
-    /// Whether all OSDs that should serve the PG, and all that served it since it was last clean, serve it now and have
-    /// everything.
-    fn is_everyone_present(&self, id: PgId) -> bool {
-        let Some(pg) = self.pgs.get(&id).filter(|pg| pg.missing.is_empty()) else { return false };
-        let past = self.map.histories.get(&id).into_iter().flatten().flat_map(|interval| interval.osds());
-        pg.map().target.iter().copied().chain(past).all(|osd| pg.map().shard_of(osd).is_some())
     }
 
     /// Whether every member has room for `need` bytes and for what is needed to free space again.

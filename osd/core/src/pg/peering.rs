@@ -10,18 +10,18 @@
 //! | `Active` | | client requests are served, objects recovered |
 //! | `Stalled` | a short time, after a failure | `Draining`, next round |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use cluster_proto::ids::{Epoch, OsdId, PgId};
+use cluster_proto::ids::{Epoch, ObjectId, OsdId, PgId, Version};
 use cluster_proto::limits::REGISTRATION_LEASE_WAIT_MS;
 use cluster_proto::link::{Millis, Outgoing};
-use cluster_proto::map::{Activation, Interval, Member};
-use cluster_proto::shard::{Buckets, Digests, ObjectHead, ShardIndex};
+use cluster_proto::map::{Activation, Interval, Member, Scheme};
+use cluster_proto::shard::{Buckets, Digests, ObjectHead, ShardIndex, ShardOp};
 use cluster_proto::wire::{Message, PeerInfo, PeerList, PeerObjects, PeerQuery};
 
 use super::object_state::{self, Missing};
 use super::{Peer, Pg, STALL_MS};
-use crate::op::{Local, PeerMask, bits};
+use crate::op::{Kind, Local, PeerMask, bits};
 use crate::osd::{Osd, Output};
 
 /// A former member that is registered is waited for so long, if its copies are not needed to be sure. Milliseconds.
@@ -123,6 +123,53 @@ impl Pg {
         let unfound = self.missing.values().any(|missing| missing.is_unfound);
         let complete = if unfound { 0 } else { self.acting() & !stale };
         bits(complete).map(|peer| self.peers[peer].osd).collect()
+    }
+}
+
+/// Copies that do not count: made before an interval in which all members came to have everything, of OSDs that were not among them, and
+/// newer than what the others have. Such objects were deleted and forgotten since, or the change was never acknowledged.
+struct Garbage {
+    clean: Interval,
+}
+
+impl Garbage {
+    fn of(past: &[Interval], width: usize) -> Option<Self> {
+        let full = |interval: &&Interval| {
+            interval.osds().count() == width && interval.osds().all(|osd| interval.complete.contains(&osd))
+        };
+        past.iter().filter(full).max_by_key(|interval| interval.epoch).map(|clean| Garbage { clean: clean.clone() })
+    }
+
+    /// Takes garbage out of the lists of peers; returns what members of the acting set have to drop.
+    fn take(&self, peers: &[Peer], heads: &mut [Vec<ObjectHead>], scheme: Scheme) -> Vec<(usize, ObjectHead)> {
+        let mut newest: BTreeMap<ObjectId, Version> = BTreeMap::new();
+        for (peer, list) in peers.iter().zip(&*heads) {
+            for head in list.iter().filter(|head| !self.is_old(peer.osd, head, scheme)) {
+                let version = newest.entry(head.object.whole()).or_default();
+                *version = head.version.max(*version);
+            }
+        }
+        let mut drops = Vec::new();
+        for (number, (peer, list)) in peers.iter().zip(heads).enumerate() {
+            list.retain(|head| {
+                let counts = newest.get(&head.object.whole()).is_some_and(|version| head.version <= *version);
+                let is_garbage = !counts && self.is_old(peer.osd, head, scheme);
+                if is_garbage && peer.shard.is_some() {
+                    drops.push((number, *head));
+                }
+                !is_garbage
+            });
+        }
+        drops
+    }
+
+    fn is_old(&self, osd: OsdId, head: &ObjectHead, scheme: Scheme) -> bool {
+        let served = self.clean.acting.iter().position(|member| *member == Some(osd));
+        let kept = match scheme {
+            Scheme::Replicated { .. } => served.is_some(),
+            Scheme::Ec { .. } => served == Some(usize::from(head.object.part)),
+        };
+        !kept && head.version.epoch() < self.clean.epoch
     }
 }
 
@@ -366,6 +413,7 @@ impl Osd {
         objects: PeerObjects,
     ) {
         let id = objects.query.pg;
+        let garbage = Garbage::of(&self.past_intervals(id), self.pgs.get(&id).map_or(0, |pg| pg.scheme.width()));
         let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_present(&objects.query)) else { return };
         let Some(number) = pg.peer_of(osd) else { return };
         let State::Listing(listing) = &mut pg.state else { return };
@@ -374,7 +422,8 @@ impl Osd {
             listing.complete |= 1 << number;
         }
         if listing.complete & listing.asked == listing.asked {
-            let (heads, until) = (std::mem::take(&mut listing.heads), listing.lease_until);
+            let (mut heads, until) = (std::mem::take(&mut listing.heads), listing.lease_until);
+            let drops = garbage.map_or_else(Vec::new, |garbage| garbage.take(&pg.peers, &mut heads, pg.scheme));
             let (coded, needed) = (pg.is_coded(), pg.scheme.copies_needed());
             for (object, shards) in object_state::collect(&heads) {
                 if let Some(missing) = Missing::judge(&pg.peers, coded, needed, shards) {
@@ -383,6 +432,10 @@ impl Osd {
             }
             let missing = &pg.missing;
             pg.commits.retain(|(object, _)| !missing.contains_key(object));
+            for (peer, head) in drops {
+                let op = self.new_op(id, Kind::Background);
+                self.send_to_peer(shard, op, peer, ShardOp::Drop { object: head.object, version: head.version });
+            }
             self.enter_leasing(now, shard, id, until);
         }
     }
@@ -454,9 +507,7 @@ impl Osd {
         if !pg.recorded_complete {
             return self.record_activation(id);
         }
-        for tombstone in shard.tombstones(id) {
-            self.collect(shard, id, tombstone.object.whole(), tombstone.version);
-        }
+        self.note_leftovers(shard, id);
     }
 
     /// Something failed on a member: pause, then start over.
