@@ -73,16 +73,18 @@ pub fn all_targets(
 }
 
 /// Who should lead each PG if all members of its target set run. In replicated pools the first of the set; in erasure-coded ones, where
-/// positions are shards, a member chosen so that each OSD leads its share of the PGs that it serves.
-pub fn preferred_primaries(pool: &PoolConfig, targets: &[Vec<OsdId>]) -> Vec<OsdId> {
-    let first = || targets.iter().filter_map(|set| set.first().copied());
+/// positions are shards, a member chosen so that each OSD leads its share of the PGs that it serves. `present`: who leads now, by PG
+/// index; that is changed in as few PGs as the shares allow.
+pub fn preferred_primaries(pool: &PoolConfig, targets: &[Vec<OsdId>], present: &BTreeMap<u32, OsdId>) -> Vec<OsdId> {
     if let Scheme::Replicated { .. } = pool.scheme {
-        return first().collect();
+        return targets.iter().filter_map(|set| set.first().copied()).collect();
     }
     let osds: Vec<OsdId> = targets.iter().flatten().copied().collect::<BTreeSet<_>>().into_iter().collect();
     let index = |osd: &OsdId| osds.binary_search(osd).unwrap_or_default();
     let members: Vec<Vec<usize>> = targets.iter().map(|set| set.iter().map(index).collect()).collect();
-    let leads = primaries::primaries(&members, &vec![None; members.len()], osds.len(), pool.width());
+    let leads_now = |(pg, set): (u32, &Vec<OsdId>)| present.get(&pg).filter(|osd| set.contains(osd)).map(index);
+    let now: Vec<_> = (0..).zip(targets).map(leads_now).collect();
+    let leads = primaries::primaries(&members, &now, osds.len(), pool.width());
     leads.into_iter().map(|lead| osds[lead]).collect()
 }
 

@@ -95,7 +95,8 @@ pub fn plan(map: &ClusterMap, running: &Running, usable: &BTreeSet<OsdId>) -> Pl
         check_pool(map, *id, pool, &mut plan.problems);
         let layout = pgs_of(map, *id).map(|(pg, present)| (pg.index, present.target.clone())).collect();
         let placed = targets(map, *id, usable, &layout).map_err(|problem| plan.problems.push(problem)).ok();
-        let leads = placed.as_ref().map(|sets| preferred_primaries(pool, sets));
+        let leading = pgs_of(map, *id).map(|(pg, present)| (pg.index, present.primary)).collect();
+        let leads = placed.as_ref().map(|sets| preferred_primaries(pool, sets, &leading));
         for (pg, present) in pgs_of(map, *id).filter(|(pg, _)| pg.index < pool.pg_count) {
             let index = pg.index as usize;
             let wished = placed.as_ref().and_then(|sets| sets.get(index)).unwrap_or(&present.target);

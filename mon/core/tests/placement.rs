@@ -361,11 +361,20 @@ fn pools_of_other_tags_keep_to_their_osds() {
 
 #[test]
 fn coded_pools_are_led_by_everybody_in_turn() {
-    let map = flat(&[1.0; 6], coded(2, 1, 96));
+    let mut map = flat(&[1.0; 6], coded(2, 1, 96));
     let sets = place_new(&map);
-    let leads = preferred_primaries(&map.pools[&POOL], &sets);
+    let pool = &map.pools[&POOL];
+    let leads = preferred_primaries(pool, &sets, &BTreeMap::new());
     assert!(sets.iter().zip(&leads).all(|(set, lead)| set.contains(lead)));
     assert!((1..=6).all(|id| leads.iter().filter(|lead| **lead == OsdId(id)).count() == 16));
+    let present: BTreeMap<u32, OsdId> = (0..).zip(leads.iter().copied()).collect();
+    assert_eq!(preferred_primaries(pool, &sets, &present), leads);
+    // An OSD more leads a seventh; nobody else changes places.
+    map.osd_configs.insert(OsdId(7), OsdConfig::new(1.0));
+    let more = place(&map, &sets).unwrap();
+    let new = preferred_primaries(&map.pools[&POOL], &more, &present);
+    let changed = leads.iter().zip(&new).filter(|(old, new)| old != new).count();
+    assert!((13..=20).contains(&changed), "{changed} of 96 have a new primary");
 }
 
 #[test]
@@ -522,7 +531,7 @@ fn check_leads(map: &ClusterMap, sets: &Sets) {
     if map.pools[&POOL].scheme.copies_needed() > 1 || width == 1 {
         return;
     }
-    let leads = preferred_primaries(&map.pools[&POOL], sets);
+    let leads = preferred_primaries(&map.pools[&POOL], sets, &BTreeMap::new());
     for (osd, n) in counts(sets) {
         let led = leads.iter().filter(|lead| **lead == osd).count() as u32;
         assert!((n / width..=n.div_ceil(width)).contains(&led), "osd {osd} leads {led} of {n}");
