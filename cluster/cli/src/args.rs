@@ -28,6 +28,14 @@ pub struct Args {
     #[arg(long, global = true, help_heading = GLOBAL, env = "BLOCKYARD_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
 
+    /// File with the cluster's key, if it has one ('blockyard key create' makes it)
+    #[arg(long, global = true, help_heading = GLOBAL, env = "BLOCKYARD_KEY_FILE", value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+
+    /// Encrypt connections to OSDs; needs the cluster's key
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    pub encrypt: bool,
+
     /// How to be let in by the state store.
     #[command(flatten)]
     pub etcd: EtcdSettings,
@@ -100,6 +108,9 @@ pub enum Command {
     /// Every image is served under its own name (POOL/NAME outside of pool 'default') without an export.
     #[command(subcommand)]
     Export(ExportCommand),
+    /// The cluster's key: whoever has it belongs to the cluster
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Raw configuration values, checked before they are written
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -541,6 +552,23 @@ pub enum ExportCommand {
     Rm {
         /// The export's name.
         name: String,
+    },
+}
+
+/// Commands about the cluster's key.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key in a new file that only its owner can read
+    ///
+    /// Give the same file to every daemon and client of the cluster with --key-file.
+    Create {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Show by which digits people can tell this key from others
+    Fingerprint {
+        /// The file.
+        path: PathBuf,
     },
 }
 

@@ -10,6 +10,7 @@ mod error;
 mod export;
 mod image;
 mod init;
+mod key;
 mod manual;
 mod node;
 mod osd;
@@ -82,7 +83,13 @@ fn run(args: Args) -> Result<(), CliError> {
 /// What the configuration file says, with what the command line says about the cluster.
 fn settings(args: &Args) -> Result<NodeSettings, CliError> {
     let file = args.config.as_deref().map(NodeSettings::read).transpose()?.unwrap_or_default();
-    Ok(NodeSettings { cluster: args.cluster.clone().or(file.cluster), etcd: args.etcd.clone().or(file.etcd), ..file })
+    Ok(NodeSettings {
+        cluster: args.cluster.clone().or(file.cluster),
+        key_file: args.key_file.clone().or(file.key_file),
+        encrypt: args.encrypt || file.encrypt,
+        etcd: args.etcd.clone().or(file.etcd),
+        ..file
+    })
 }
 
 async fn dispatch(command: Command, settings: NodeSettings, out: Output) -> Result<(), CliError> {
@@ -90,12 +97,13 @@ async fn dispatch(command: Command, settings: NodeSettings, out: Output) -> Resu
     match command {
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::pages(&dir),
+        Command::Key(command) => key::run(&command, out),
         Command::Osd(OsdCommand::Dump(options)) => osd::dump(&options, out),
         Command::Osd(OsdCommand::Check(options)) => osd::check(&options, out),
         Command::Osd(OsdCommand::Run(options)) => node::run::osd(options, settings, out).await,
         Command::Mon(options) => node::run::monitor(options, settings, out).await,
         Command::Gateway(options) => node::run::gateway(options, settings, out).await,
-        Command::Up(options) => up::up(options, out).await,
+        Command::Up(options) => up::up(options, settings.credentials()?, out).await,
         Command::Init(options) => init::init(&connect()?, &options, out).await,
         Command::Status => status::status(&connect()?, out).await,
         Command::Df => df::df(&connect()?, out).await,

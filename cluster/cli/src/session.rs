@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster_proto::auth::Credentials;
 use cluster_proto::map::{ClusterMap, keys};
 use cluster_state::{EtcdConfig, EtcdStore, Snapshot, StateStore};
 use mon::View;
@@ -19,13 +20,15 @@ const REQUEST_MAX: Duration = Duration::from_secs(5);
 pub struct Session {
     /// The store.
     pub store: Arc<dyn StateStore>,
+    /// The cluster's key, if it has one.
+    pub credentials: Option<Credentials>,
 }
 
 /// Connects to the state store of the cluster that is meant.
 pub fn connect(settings: &NodeSettings) -> Result<Session, CliError> {
     let spec = endpoints(settings.cluster())?;
     let config = EtcdConfig { request_timeout: REQUEST_MAX, ..settings.etcd.config(&spec)? };
-    Ok(Session { store: Arc::new(EtcdStore::new(config)?) })
+    Ok(Session { store: Arc::new(EtcdStore::new(config)?), credentials: settings.credentials()? })
 }
 
 /// What to say about a state store without a cluster.
@@ -100,7 +103,7 @@ impl Session {
 
     /// Client for the data of images.
     pub async fn client(&self) -> Result<blockyard_client::Client, CliError> {
-        Ok(blockyard_client::Client::connect(self.store.clone()).await?)
+        Ok(blockyard_client::Client::connect_with(self.store.clone(), self.credentials.clone()).await?)
     }
 
     /// Fails unless there is a cluster in the store.

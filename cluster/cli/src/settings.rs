@@ -5,7 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use cluster_state::{ClientIdentity, Credentials, EtcdConfig};
+use cluster_io::secret;
+use cluster_proto::auth::{ClusterKey, Credentials};
+use cluster_state::{ClientIdentity, Credentials as EtcdCredentials, EtcdConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::args::node::{Durability, EtcdSettings, GatewaySettings, MonitorSettings, OsdSettings};
@@ -23,6 +25,12 @@ pub struct NodeSettings {
     /// The cluster: as `--cluster`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
+    /// File with the cluster's key, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Encrypt the connections to OSDs; needs a key.
+    #[serde(skip_serializing_if = "is_default")]
+    pub encrypt: bool,
     /// How to be let in by its state store.
     pub etcd: EtcdSettings,
     /// OSDs of this machine.
@@ -57,6 +65,17 @@ impl NodeSettings {
         self.cluster.as_deref().unwrap_or(CLUSTER_DEFAULT)
     }
 
+    /// What belongs to the cluster's key, if there is one.
+    pub fn credentials(&self) -> Result<Option<Credentials>, CliError> {
+        let Some(path) = &self.key_file else {
+            return match self.encrypt {
+                true => Err(CliError::usage("encryption needs the cluster's key: give --key-file too")),
+                false => Ok(None),
+            };
+        };
+        Ok(Some(Credentials { key: read_key(path)?, encrypt: self.encrypt }))
+    }
+
     /// Shows what is in force.
     pub fn dump(&self, out: Output) -> Result<(), CliError> {
         if out.json {
@@ -65,6 +84,13 @@ impl NodeSettings {
         let text = toml::to_string(self).map_err(|e| CliError::failed(format!("cannot write the settings: {e}")))?;
         print(&text)
     }
+}
+
+/// The key in a key file.
+pub fn read_key(path: &Path) -> Result<ClusterKey, CliError> {
+    let text = secret::read(path).map_err(|e| CliError::failed(e.to_string()))?;
+    let wrong = "it holds no cluster key, which is 64 hexadecimal digits";
+    text.parse().map_err(|_| CliError::usage(format!("cannot use {}: {wrong}", path.display())))
 }
 
 impl EtcdSettings {
@@ -80,7 +106,7 @@ impl EtcdSettings {
             }
         };
         let credentials = match (&self.user, &self.password_file) {
-            (Some(user), Some(file)) => Some(Credentials { user: user.clone(), password: password(file)? }),
+            (Some(user), Some(file)) => Some(EtcdCredentials { user: user.clone(), password: password(file)? }),
             (None, None) => None,
             _ => {
                 let both = "give both --etcd-user and --etcd-password-file";

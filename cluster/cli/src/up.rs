@@ -11,6 +11,8 @@ mod parts;
 mod ports;
 mod readiness;
 
+use cluster_proto::auth::Credentials;
+
 use crate::args::UpOptions;
 use crate::error::CliError;
 use crate::node::notify;
@@ -22,11 +24,11 @@ use parts::Parts;
 use ports::Listeners;
 
 /// Starts the cluster and serves until a signal comes or a part fails.
-pub async fn up(options: UpOptions, out: Output) -> Result<(), CliError> {
+pub async fn up(options: UpOptions, credentials: Option<Credentials>, out: Output) -> Result<(), CliError> {
     let mut signals = Signals::new()?;
     let directory = Directory::open(&options.data_dir).await?;
     let listeners = Listeners::bind(options.ports)?;
-    let mut parts = Parts::default();
+    let mut parts = Parts { credentials, ..Parts::default() };
     let served = tokio::select! {
         served = serve(&options, &directory, listeners, &mut parts, out) => served,
         () = signals.next() => Ok(()),

@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use cluster_proto::map::{ClusterInfo, GatewayState, OsdConfig, OsdState, keys, parse};
@@ -293,6 +292,7 @@ fn osd_options(store: &PreparedStore, settings: &OsdSettings, listen: SocketAddr
         OsdOptions::new(&store.path, store.id, store.cluster, listen, session.store.clone(), Handle::current());
     OsdOptions {
         advertise: settings.advertise,
+        credentials: session.credentials.clone(),
         durability: match settings.durability {
             Some(Durability::WriteThrough) => DurabilityOption::WriteThrough,
             Some(Durability::Flush) => DurabilityOption::Flush,
@@ -341,6 +341,7 @@ pub async fn monitor(options: MonitorRun, file: NodeSettings, out: Output) -> Re
             credentials: None,
             name: settings.name.clone().unwrap_or_default(),
             lease_ttl_s: settings.lease_ttl_s.unwrap_or(5),
+            credentials: session.credentials.clone(),
             metrics: metrics.map(|(_, listener)| listener),
             more_metrics: None,
         };
@@ -366,7 +367,7 @@ async fn start_gateway(node: &mut Node, settings: &GatewaySettings, file: &NodeS
     let metrics = bind_metrics(settings.metrics)?;
     let session = session::connect(file)?;
     let cluster = await_cluster(&session).await?.id;
-    node.start_gateway(gateway_options(settings, cluster, session.store.clone())).await?;
+    node.start_gateway(gateway_options(settings, cluster, &session)).await?;
     let mut ready = Ready::new("gateway", cluster, metrics.as_ref().map(|(address, _)| *address));
     if let Some((_, listener)) = metrics {
         let exports = node.exports();
@@ -383,11 +384,12 @@ async fn start_gateway(node: &mut Node, settings: &GatewaySettings, file: &NodeS
     Ok(ready)
 }
 
-fn gateway_options(settings: &GatewaySettings, cluster: Uuid, state: Arc<dyn StateStore>) -> GatewayOptions {
-    let defaults = GatewayOptions::new(cluster, state, Handle::current());
+fn gateway_options(settings: &GatewaySettings, cluster: Uuid, session: &Session) -> GatewayOptions {
+    let defaults = GatewayOptions::new(cluster, session.store.clone(), Handle::current());
     GatewayOptions {
         nbd_tcp: settings.nbd.clone(),
         nbd_unix: settings.nbd_unix.clone(),
+        credentials: session.credentials.clone(),
         connections_max: settings.connections_max.unwrap_or(defaults.connections_max),
         stop_timeout: settings.stop_timeout_ms.map_or(defaults.stop_timeout, Duration::from_millis),
         lease_ttl_s: settings.lease_ttl_s.unwrap_or(defaults.lease_ttl_s),

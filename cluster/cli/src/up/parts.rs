@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster_proto::auth::Credentials;
 use cluster_state::{EmbeddedStore, StateStore, serve_etcd};
 use gateway::{GatewayOptions, GatewayStats};
 use mon::MonConfig;
@@ -47,6 +48,8 @@ pub struct Parts {
     metrics: Option<SocketAddr>,
     node: Node,
     nbd_socket: Option<PathBuf>,
+    /// The cluster's key, if it has one.
+    pub credentials: Option<Credentials>,
 }
 
 impl Parts {
@@ -70,7 +73,7 @@ impl Parts {
         let Some(store) = self.store.clone() else { return Err(CliError::failed("the state store is not open")) };
         let state: Arc<dyn StateStore> = Arc::new(store.clone());
         self.start_etcd(store, listeners.etcd)?;
-        self.node.start_osds(osds(directory, layout, &state)).await?;
+        self.node.start_osds(osds(directory, layout, &state, self.credentials.as_ref())).await?;
         self.start_gateway(directory, listeners.nbd, layout, &state).await?;
         self.start_monitor(listeners.metrics, state)
     }
@@ -96,6 +99,7 @@ impl Parts {
             nbd_tcp: vec![nbd],
             nbd_unix: self.nbd_socket.iter().cloned().collect(),
             lease_ttl_s: LEASE_TTL_S,
+            credentials: self.credentials.clone(),
             ..GatewayOptions::new(layout.cluster, state.clone(), Handle::current())
         };
         self.node.start_gateway(options).await
@@ -108,6 +112,7 @@ impl Parts {
             credentials: None,
             name: format!("up-{}", std::process::id()),
             lease_ttl_s: LEASE_TTL_S,
+            credentials: self.credentials.clone(),
             metrics: Some(listener),
             more_metrics: Some(Arc::new(move || exports.iter().map(|export| export()).collect())),
         };
@@ -163,10 +168,16 @@ fn not_started() -> CliError {
 }
 
 /// What the OSDs of the data directory are told.
-fn osds(directory: &Directory, layout: &Layout, state: &Arc<dyn StateStore>) -> Vec<OsdOptions> {
+fn osds(
+    directory: &Directory,
+    layout: &Layout,
+    state: &Arc<dyn StateStore>,
+    credentials: Option<&Credentials>,
+) -> Vec<OsdOptions> {
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
     let options = |id: &_| OsdOptions {
         lease_ttl_s: LEASE_TTL_S,
+        credentials: credentials.cloned(),
         ..OsdOptions::new(directory.osd(*id), *id, layout.cluster, listen, state.clone(), Handle::current())
     };
     layout.osds.iter().map(options).collect()
