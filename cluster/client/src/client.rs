@@ -204,7 +204,9 @@ impl Client {
 
     /// One side refused, or the other said what an OSD may not say: try again later, perhaps elsewhere.
     fn give_up(&mut self, link: LinkId, why: Option<Refusal>) {
-        if let (Some(why), Some(out)) = (why, self.by_link(link)) {
+        if let (Some(why), Some(out)) = (why, self.by_link(link))
+            && out.handle_refusal(why)
+        {
             let text = format!("no connection to osd {}: {why}", out.target());
             self.outputs.push_back(Output::Notice(text));
         }

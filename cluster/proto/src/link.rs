@@ -134,12 +134,14 @@ pub struct Outgoing {
     target: OsdId,
     state: State,
     failures: u32,
+    /// Why one side refused the last attempt that got so far.
+    refusal: Option<Refusal>,
 }
 
 impl Outgoing {
     /// Not connected yet; tries at once.
     pub fn new(target: OsdId) -> Self {
-        Self { target, state: State::Backoff { until: 0 }, failures: 0 }
+        Self { target, state: State::Backoff { until: 0 }, failures: 0, refusal: None }
     }
 
     /// The OSD.
@@ -240,7 +242,13 @@ impl Outgoing {
             answered: now,
         });
         self.failures = 0;
+        self.refusal = None;
         Ok(introduced)
+    }
+
+    /// One of the two sides refused the other. True if that is news: attempts go on, and an operator need not read of each.
+    pub fn handle_refusal(&mut self, why: Refusal) -> bool {
+        self.refusal.replace(why) != Some(why)
     }
 
     fn judge(
@@ -446,6 +454,8 @@ mod tests {
         out.poll(0, Some(address(1)), LinkId(1));
         out.handle_connected(&identity(), Nonce::ZERO);
         assert_eq!(out.handle_welcome(0, &identity(), &welcome(OsdId(2))).err(), Some(Refusal::Target));
+        let news = [Refusal::Target, Refusal::Target, Refusal::Key].map(|why| out.handle_refusal(why));
+        assert_eq!(news, [true, false, true]);
         assert_eq!(out.ready(), None);
     }
 }

@@ -115,6 +115,7 @@ pub struct Osd {
     pub(crate) code: Codes,
     pub(crate) purge: Purge,
     suspects: BTreeSet<Member>,
+    last_refusal: String,
     tick: Millis,
 }
 
@@ -146,6 +147,7 @@ impl Osd {
             code: Codes::default(),
             purge: Purge::default(),
             suspects: BTreeSet::new(),
+            last_refusal: String::new(),
             tick: 0,
         }
     }
@@ -378,7 +380,9 @@ impl Osd {
         let understood = match message {
             Message::Welcome(welcome) if !is_ready => self.handle_welcome(now, shard, link, osd, &welcome),
             Message::Refuse(why) => {
-                self.notice(format!("osd {osd} refused our connection: {why}"));
+                if out.handle_refusal(why) {
+                    self.notice(format!("osd {osd} refused our connection: {why}"));
+                }
                 false
             }
             _ if !is_ready => false,
@@ -431,7 +435,9 @@ impl Osd {
                 true
             }
             Err(why) => {
-                self.notice(format!("refused the connection to osd {osd}: {why}"));
+                if out.handle_refusal(why) {
+                    self.notice(format!("refused the connection to osd {osd}: {why}"));
+                }
                 self.send(link, Message::Refuse(why));
                 false
             }
@@ -456,14 +462,22 @@ impl Osd {
                     Message::Hello(hello) => format!(" of {:?}", hello.role),
                     _ => String::new(),
                 };
-                self.notice(format!("refused a connection{of}: {why}"));
+                self.report_refusal(format!("refused a connection{of}: {why}"));
                 self.refuse(link, why);
             }
             Accepted::Left(why) => {
-                self.notice(format!("somebody who connected left: {why}"));
+                self.report_refusal(format!("somebody who connected left: {why}"));
                 self.outputs.push_back(Output::Close(link));
                 self.links.incoming.remove(&link);
             }
+        }
+    }
+
+    /// Whoever is refused mostly tries again, and again: it is said once.
+    fn report_refusal(&mut self, text: String) {
+        if self.last_refusal != text {
+            self.notice(text.clone());
+            self.last_refusal = text;
         }
     }
 
