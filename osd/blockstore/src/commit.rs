@@ -290,6 +290,7 @@ impl Store {
 
     fn execute_pending(&mut self, mut pending: Pending) {
         let lsn = self.commit.durable;
+        let partition = partition_of(&pending.change.object, self.geometry.partitions);
         let mut freed = std::mem::take(&mut pending.abandoned);
         let mut outcome = ShardOutcome::Done;
         self.reserved.sectors -= freed.iter().map(|r| u64::from(r.count)).sum::<u64>();
@@ -301,7 +302,7 @@ impl Store {
             if !pending.change.kind.is_about_entry() {
                 self.reserved.sectors -= sectors;
             }
-            let effect = self.execute_promised(lsn, &pending);
+            let effect = self.execute_promised(lsn, &pending, partition);
             execute_requests(&mut self.requests, lsn, &pending.change);
             freed.extend(effect.freed);
             if effect.refused {
@@ -310,7 +311,6 @@ impl Store {
         }
         self.quarantine.add(lsn, self.reads.next_number(), freed);
         self.reserved.give_back(&pending.promise);
-        let partition = partition_of(&pending.change.object, self.geometry.partitions);
         self.checkpoints.set_accounted(partition, self.index.partition_bytes(partition));
         self.forget_newest(&pending.change);
         if let Some(tag) = pending.tag {
@@ -319,8 +319,7 @@ impl Store {
     }
 
     /// Executes an entry; it must not take more than was promised to it.
-    fn execute_promised(&mut self, lsn: Lsn, pending: &Pending) -> Effect {
-        let partition = partition_of(&pending.change.object, self.geometry.partitions);
+    fn execute_promised(&mut self, lsn: Lsn, pending: &Pending, partition: u32) -> Effect {
         let (sectors, bytes) = (self.index.sector_count(), self.index.partition_bytes(partition));
         let effect = execute(&mut self.index, lsn, &pending.change);
         debug_assert!(self.index.sector_count() <= sectors + u64::from(pending.promise.growth));

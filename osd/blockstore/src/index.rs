@@ -384,7 +384,7 @@ impl Index {
         if fits {
             let place = self.place(&stored.object);
             self.store(place, stored.version, (!stored.deleted).then_some(&new));
-            self.digest(place, None);
+            self.digest(place, None, self.head_at(place).as_ref());
         }
         self.new = new;
         fits.then_some(()).ok_or(Senseless)
@@ -424,13 +424,13 @@ impl Index {
         &self.digests
     }
 
-    /// Brings the digests up to date for an object whose head was `old`.
-    fn digest(&mut self, place: Place, old: Option<&ObjectHead>) {
-        let new = self.head_at(place);
-        if let Some(any) = old.or(new.as_ref())
-            && old != new.as_ref()
+    /// Brings the digests up to date for an object whose head changed.
+    fn digest(&mut self, place: Place, old: Option<&ObjectHead>, new: Option<&ObjectHead>) {
+        debug_assert_eq!(new.copied(), self.head_at(place));
+        if let Some(any) = old.or(new)
+            && old != new
         {
-            self.digests.replace(&any.object, place.key, old, new.as_ref());
+            self.digests.replace(&any.object, place.key, old, new);
         }
     }
 }

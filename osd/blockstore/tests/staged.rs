@@ -310,6 +310,34 @@ fn a_staged_change_that_cannot_be_written_changes_nothing() {
 }
 
 #[test]
+fn what_waits_for_a_change_that_fails_finds_the_object_as_it_is() {
+    let mut d = fresh(3 << 20, Durability::Flush);
+    let data = d.store.superblock().expect("open").geometry.data_offset;
+    assert_eq!(d.call(put(0, 1, range(0, 2))), DONE);
+    assert_eq!(d.call(stage_by(1, 1, range(0, 1), 9)), DONE);
+    d.device.bad_ranges.push(data..u64::MAX);
+    let tags = [
+        d.submit(put(0, 2, range(0, 1))),
+        d.submit(patch(0, 2, 3, &[range(1, 1)], &[])),
+        d.submit(put(1, 2, range(0, 1))),
+        d.submit(rollback(1, 1)),
+        d.submit(put(0, 3, range(0, 1))),
+        d.submit(drop_op(0, 1)),
+    ];
+    d.run();
+    let outcomes: Vec<_> = tags.iter().map(|t| d.outcomes[t].clone()).collect();
+    let io = ShardOutcome::Failed(Status::Io);
+    let retry = ShardOutcome::Failed(Status::Retry);
+    assert_eq!(outcomes, [io.clone(), retry, io.clone(), DONE, io, DONE]);
+    for _ in 0..2 {
+        assert_eq!((head(&d, 0), head(&d, 1)), (None, None));
+        assert_eq!(d.store.request(ClientId(8), 3), RequestState::Unknown);
+        assert_eq!(d.store.request(ClientId(9), 1), RequestState::Unknown);
+        d = reopened(&d);
+    }
+}
+
+#[test]
 fn a_staged_change_that_moved_can_be_taken_back() {
     let mut d = fresh(3 << 20, Durability::Flush);
     let data = d.store.superblock().expect("open").geometry.data_offset;

@@ -2,7 +2,7 @@
 
 use cluster_proto::shard::ObjectHead;
 
-use super::{Index, Place, unpack, words_of};
+use super::{Index, Place, Undo, unpack, words_of};
 use crate::extent::Runs;
 use crate::format::log::{Change, Kind};
 
@@ -36,8 +36,19 @@ impl Index {
             (kind, Some(old)) if old.version == change.version => self.end(place, kind, &old),
             _ => Effect::without(change),
         };
-        self.digest(place, old.as_ref());
+        self.digest(place, old.as_ref(), self.head_after(place, change).as_ref());
         effect
+    }
+
+    fn head_after(&self, place: Place, change: &Change) -> Option<ObjectHead> {
+        let Change { object, version, .. } = *change;
+        match change.kind {
+            // Known without looking.
+            Kind::Write | Kind::Zero | Kind::Patch | Kind::Restore => {
+                Some(ObjectHead { object, version, deleted: false, staged_over: None })
+            }
+            _ => self.head_at(place),
+        }
     }
 
     /// Changes that take something away from an object of exactly their version.
@@ -60,10 +71,15 @@ impl Index {
     }
 
     /// Replaces sectors, and the version.
-    pub(super) fn replace(&mut self, place: Place, change: &Change) -> Effect {
-        if let Some(freed) = self.overwrite(place, change) {
-            return Effect { freed, refused: false };
+    fn replace(&mut self, place: Place, change: &Change) -> Effect {
+        match self.overwrite(place, change, None) {
+            Some(freed) => Effect { freed, refused: false },
+            None => self.rebuild(place, change),
         }
+    }
+
+    /// The general way: the object's extents are unpacked, edited and packed again.
+    pub(super) fn rebuild(&mut self, place: Place, change: &Change) -> Effect {
         self.unpack_old(place);
         let mut new = std::mem::take(&mut self.new);
         let freed = new.replaced(&self.old, change.replaced(), &change.extents, &change.crcs);
@@ -72,8 +88,9 @@ impl Index {
         Effect { freed, refused: false }
     }
 
-    /// The common case of a fragmented object: exactly one of its extents is replaced, so nothing moves.
-    fn overwrite(&mut self, place: Place, change: &Change) -> Option<Runs> {
+    /// The common case of a fragmented object: exactly one of its extents is replaced, so nothing moves. `undo` takes the old
+    /// one in.
+    pub(super) fn overwrite(&mut self, place: Place, change: &Change, undo: Option<&mut Undo>) -> Option<Runs> {
         let [new] = change.extents.as_slice() else { return None };
         if [new.sectors()] != change.replaced() {
             return None;
@@ -90,11 +107,16 @@ impl Index {
             first += if is_same { 0 } else { sectors.count as usize };
             is_same
         })?;
-        let freed = unpack(old).run();
+        let replaced = unpack(old);
+        let crcs = &mut crcs[first..first + change.crcs.len()];
+        if let Some(undo) = undo {
+            undo.extents.push(replaced);
+            undo.crcs.extend_from_slice(crcs);
+        }
         *old = words_of(*new);
-        crcs[first..first + change.crcs.len()].copy_from_slice(&change.crcs);
+        crcs.copy_from_slice(&change.crcs);
         record.version = change.version;
-        Some(Runs::from_slice(&[freed]))
+        Some(Runs::from_slice(&[replaced.run()]))
     }
 
     fn delete(&mut self, place: Place, change: &Change) -> Effect {

@@ -81,16 +81,21 @@ impl Index {
         let before = old.map_or(Before::Absent, |h| if h.deleted { Before::Deleted } else { Before::Live });
         let mut undo = Undo::of_nothing(before, old.map_or(Version::NONE, |h| h.version), &change.origin);
         undo.sectors = change.sectors;
-        if let Some(record) = self.record(place) {
-            for (extent, crcs) in self.view(record).parts(change.sectors) {
-                undo.extents.push(extent);
-                undo.crcs.extend_from_slice(crcs);
-            }
-        }
         // What it replaces is not free: the undo holds it.
-        self.replace(place, change);
+        if self.overwrite(place, change, Some(&mut undo)).is_none() {
+            self.copy_parts(place, &mut undo);
+            self.rebuild(place, change);
+        }
         self.keep(place, undo);
         super::Effect { freed, refused: false }
+    }
+
+    fn copy_parts(&self, place: Place, undo: &mut Undo) {
+        let Some(record) = self.record(place) else { return };
+        for (extent, crcs) in self.view(record).parts(undo.sectors) {
+            undo.extents.push(extent);
+            undo.crcs.extend_from_slice(crcs);
+        }
     }
 
     fn keep(&mut self, place: Place, undo: Undo) {
@@ -155,7 +160,7 @@ impl Index {
             && old.staged_over.is_none();
         fits.then_some(()).ok_or(Senseless)?;
         self.keep(place, undo);
-        self.digest(place, Some(&old));
+        self.digest(place, Some(&old), self.head_at(place).as_ref());
         Ok(())
     }
 }
