@@ -170,11 +170,11 @@ impl World {
         if !changes.is_empty() {
             self.state_changed();
         }
-        if let Some(at) = self.control.liveness.poll_timeout(now) {
-            if self.next_look <= self.now {
-                self.next_look = at * 1000;
-                self.at(at * 1000, Event::Plan);
-            }
+        if let Some(at) = self.control.liveness.poll_timeout(now)
+            && self.next_look <= self.now
+        {
+            self.next_look = at * 1000;
+            self.at(at * 1000, Event::Plan);
         }
     }
 
