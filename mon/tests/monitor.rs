@@ -26,8 +26,13 @@ struct Running {
 
 fn start(store: &EmbeddedStore, name: &str, metrics: Option<TcpListener>) -> Running {
     let (stop, stopped) = oneshot::channel();
-    let config =
-        MonConfig { name: name.into(), lease_ttl_s: 10, credentials: None, metrics, more_metrics: Some(Arc::new(|| "more 1\n".into())) };
+    let config = MonConfig {
+        name: name.into(),
+        lease_ttl_s: 10,
+        credentials: None,
+        metrics,
+        more_metrics: Some(Arc::new(|| "more 1\n".into())),
+    };
     let shutdown = async move { drop(stopped.await) };
     Running { stop, task: tokio::spawn(run(Arc::new(store.clone()), config, shutdown)) }
 }

@@ -99,6 +99,9 @@ impl DigestTable {
     /// Bytes of memory.
     pub fn memory_bytes(&self) -> u64 {
         let pgs = self.pools.values().flat_map(|p| p.pgs.values());
-        pgs.map(|own| size_of::<PgSummary>() as u64 + (own.tombstones.capacity() + own.staged.capacity()) as u64 * PLACE_BYTES).sum()
+        pgs.map(|own| {
+            size_of::<PgSummary>() as u64 + (own.tombstones.capacity() + own.staged.capacity()) as u64 * PLACE_BYTES
+        })
+        .sum()
     }
 }

@@ -41,7 +41,8 @@ impl Cluster {
         let runtime = runtime.expect("a runtime");
         let state = EmbeddedStore::in_memory();
         let (monitor, stop) = oneshot::channel();
-        let config = MonConfig { name: "test".into(), lease_ttl_s: 5, credentials: None, metrics: None, more_metrics: None };
+        let config =
+            MonConfig { name: "test".into(), lease_ttl_s: 5, credentials: None, metrics: None, more_metrics: None };
         runtime.spawn(mon::run(Arc::new(state.clone()), config, async move { drop(stop.await) }));
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut cluster = Self { osds: BTreeMap::new(), _monitor: monitor, state, id: Uuid::new_v4(), folder, runtime };
