@@ -54,6 +54,8 @@ pub(crate) struct Recovery {
     pub stage: Stage,
     /// Sources that turned out to be of no use.
     pub tried: PeerMask,
+    /// Shards of an erasure-coded object, with their peers, that cannot be read.
+    pub damaged: Vec<(u8, usize)>,
     /// Some member could not be given the object.
     pub failed: bool,
     /// Shards gathered of an erasure-coded object.
@@ -125,8 +127,10 @@ impl Pg {
             let lacking = interval.osds().filter(lacks).count();
             interval.complete.iter().any(lacks) || interval.osds().count() - lacking < usize::from(interval.min_size)
         };
-        let known = past.iter().any(|interval| interval.epoch == missing.version.epoch());
-        known && past.iter().all(did_not_count) && !self.is_safe_to_show(object, past)
+        let present = self.promised_interval();
+        let mut all = past.iter().chain(&present);
+        let known = all.clone().any(|interval| interval.epoch == missing.version.epoch());
+        known && all.all(did_not_count) && !self.is_safe_to_show(object, past)
     }
 
     /// Below `min_size`: whether a version can be shown, because everybody had it when the last interval that accepted changes began.
@@ -169,7 +173,14 @@ impl Osd {
         if missing.running.is_some() || missing.is_unfound || missing.failed {
             return;
         }
-        let recovery = Recovery { object, stage: Stage::Locking, tried: 0, failed: false, gathered: Vec::new() };
+        let recovery = Recovery {
+            object,
+            stage: Stage::Locking,
+            tried: 0,
+            damaged: Vec::new(),
+            failed: false,
+            gathered: Vec::new(),
+        };
         let op = self.new_op(id, Kind::Recovery(Box::new(recovery)));
         self.recovery.running += 1;
         let Some(pg) = self.pgs.get_mut(&id) else { return };

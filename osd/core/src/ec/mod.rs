@@ -16,6 +16,7 @@ use cluster_proto::layout::SectorRange;
 use cluster_proto::map::Scheme;
 use erasure::Code;
 
+use crate::op::PeerMask;
 use crate::pg::Pg;
 
 /// Codes by their shape: making one costs a matrix inversion.
@@ -93,20 +94,52 @@ impl Pg {
             .or_else(|| (0..self.peers().len()).find(|peer| has(*peer)))
     }
 
-    /// As many shards as make up the object, each at another peer: data shards first, without those `but`.
-    pub(crate) fn enough_shards(&self, object: &ObjectId, but: &[u8]) -> Option<Vec<(u8, usize)>> {
+    /// Peers that have a shard of an object at the version that counts; its regular member first.
+    fn peers_with(&self, object: &ObjectId, part: u8) -> impl Iterator<Item = usize> {
+        let first = self.peer_with(object, part);
+        let missing = self.missing.get(object);
+        let others = missing.into_iter().flat_map(move |missing| {
+            let has = move |s: &&crate::pg::Shard| s.part == part && s.version == missing.version && !s.deleted;
+            missing.shards.iter().filter(has).map(|s| usize::from(s.peer))
+        });
+        first.into_iter().chain(others.filter(move |peer| Some(*peer) != first))
+    }
+
+    /// As many shards as make up the object, each at another peer: data shards first, without those `but` at those peers.
+    pub(crate) fn enough_shards(&self, object: &ObjectId, but: &[(u8, usize)]) -> Option<Vec<(u8, usize)>> {
         let needed = self.scheme.copies_needed();
-        let mut found: Vec<(u8, usize)> = Vec::with_capacity(needed);
-        for part in (0..self.scheme.width() as u8).filter(|part| !but.contains(part)) {
-            if let Some(peer) = self.peer_with(object, part)
-                && found.iter().all(|(_, other)| *other != peer)
-            {
-                found.push((part, peer));
-            }
-            if found.len() == needed {
+        let mut chosen: BTreeMap<usize, u8> = BTreeMap::new();
+        for part in 0..self.scheme.width() as u8 {
+            self.choose(object, part, but, &mut chosen, &mut 0);
+            if chosen.len() == needed {
+                let mut found: Vec<_> = chosen.into_iter().map(|(peer, part)| (part, peer)).collect();
+                found.sort_unstable();
                 return Some(found);
             }
         }
         None
+    }
+
+    /// Finds a peer for a part, if need be by giving another part another peer (augmenting paths).
+    fn choose(
+        &self,
+        object: &ObjectId,
+        part: u8,
+        but: &[(u8, usize)],
+        chosen: &mut BTreeMap<usize, u8>,
+        tried: &mut PeerMask,
+    ) -> bool {
+        for peer in self.peers_with(object, part).filter(|peer| !but.contains(&(part, *peer))) {
+            if *tried >> peer & 1 == 1 {
+                continue;
+            }
+            *tried |= 1 << peer;
+            let present = chosen.get(&peer).copied();
+            if present.is_none_or(|other| self.choose(object, other, but, chosen, tried)) {
+                chosen.insert(peer, part);
+                return true;
+            }
+        }
+        false
     }
 }

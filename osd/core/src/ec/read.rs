@@ -31,18 +31,17 @@ impl EcOp {
         purpose: Purpose,
         rows: SectorRange,
         parts: &[Option<SectorRange>],
-        but: &[u8],
     ) -> Option<EcOp> {
         let read = |part: u8, peer, sectors| ShardRead { part, peer, sectors, got: None };
         let direct = parts.iter().enumerate().filter_map(|(part, sectors)| Some((part as u8, (*sectors)?)));
         let direct = direct.map(|(part, sectors)| {
-            let peer = pg.peer_with(object, part).filter(|_| !but.contains(&part))?;
+            let peer = pg.peer_with(object, part)?;
             Some(read(part, peer, sectors))
         });
         if let Some(reads) = direct.collect::<Option<Vec<_>>>() {
             return Some(EcOp::new(purpose, rows, reads, false));
         }
-        let shards = pg.enough_shards(object, but)?;
+        let shards = pg.enough_shards(object, &[])?;
         let reads = shards.into_iter().map(|(part, peer)| read(part, peer, rows)).collect();
         Some(EcOp::new(purpose, rows, reads, true))
     }
@@ -61,7 +60,7 @@ impl Osd {
         let Some(sectors) = client_op.request.op.sectors() else { return };
         let data = pg.scheme.copies_needed();
         let object = client_op.request.object;
-        let plan = EcOp::plan(pg, &object, Purpose::Read, rows(sectors, data), &touched(sectors, data), &[]);
+        let plan = EcOp::plan(pg, &object, Purpose::Read, rows(sectors, data), &touched(sectors, data));
         self.ec_gather(shard, id, plan);
     }
 
@@ -176,9 +175,9 @@ impl Osd {
         }
         let (part, peer, bad) = damage;
         let object = client_op.request.object;
-        let mut but = vec![part];
-        if let Purpose::Repair { part: first, .. } = ec.purpose {
-            but.push(first);
+        let mut but = vec![(part, peer)];
+        if let Purpose::Repair { part, peer } = ec.purpose {
+            but.push((part, peer));
         }
         let shards = pg.enough_shards(&object, &but);
         let Some(shards) = shards else {

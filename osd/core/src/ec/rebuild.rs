@@ -76,10 +76,7 @@ impl Osd {
 
     /// Asks for as many shards as make up the object.
     fn ec_gather_shards(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
-        let Some(but) = self.recovery_mut(id).map(|recovery| bits(recovery.tried).map(|p| p as u8).collect::<Vec<_>>())
-        else {
-            return;
-        };
+        let Some(but) = self.recovery_mut(id).map(|recovery| recovery.damaged.clone()) else { return };
         let Some((pg, object)) = self.recovery_of(id) else { return };
         let Some(missing) = pg.missing.get(&object) else { return };
         if missing.stale == 0 {
@@ -118,7 +115,7 @@ impl Osd {
         }
         self.notice(format!("object {object}: an unacknowledged change is damaged and is taken back"));
         if let Some(recovery) = self.recovery_mut(id) {
-            recovery.tried = 0;
+            recovery.damaged.clear();
         }
         self.ec_recovery_start(shard, id);
     }
@@ -141,7 +138,7 @@ impl Osd {
                 recovery.gathered.push((part, content));
             }
             // Damaged: without this shard, then. Reads and scrubs repair it.
-            _ => recovery.tried |= 1 << part,
+            _ => recovery.damaged.push((part, peer)),
         }
         if !settled {
             return;

@@ -44,7 +44,7 @@ impl Osd {
         let whole = |touched: &Option<SectorRange>| touched.is_some_and(|touched| touched == rows);
         let wanted = |touched: &Option<SectorRange>| (exists && !whole(touched)).then_some(rows);
         let parts: Vec<_> = touched(sectors, data).iter().map(wanted).collect();
-        let plan = EcOp::plan(pg, &object, Purpose::Write, rows, &parts, &[]);
+        let plan = EcOp::plan(pg, &object, Purpose::Write, rows, &parts);
         match plan {
             Some(plan) if plan.reads.is_empty() => self.ec_stage(shard, id, &plan),
             plan => self.ec_gather(shard, id, plan),

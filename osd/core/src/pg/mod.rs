@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use cluster_proto::ids::{Epoch, ObjectId, OsdId, PgId, Version};
 use cluster_proto::link::{LinkId, Millis};
 use cluster_proto::locks::Locks;
-use cluster_proto::map::{Member, PgMap, Scheme};
+use cluster_proto::map::{Interval, Member, PgMap, Scheme};
 use cluster_proto::shard::ShardOp;
 use cluster_proto::wire::SubRequest;
 
@@ -230,6 +230,14 @@ impl Pg {
     /// Whether a member lacks the object that the record calls complete: it fell back within the interval.
     pub fn lets_down(&self, missing: &Missing) -> bool {
         missing.stale & self.promised != 0
+    }
+
+    /// What the record of this interval promises later ones, if there is one: earlier rounds may have accepted changes.
+    pub fn promised_interval(&self) -> Option<Interval> {
+        let complete: Vec<OsdId> = bits(self.promised).map(|peer| self.peers[peer].osd).collect();
+        let acting = self.map.acting.iter().map(|member| member.map(|m| m.osd)).collect();
+        let min_size = u8::try_from(self.record_min).unwrap_or(u8::MAX);
+        (!complete.is_empty()).then(|| Interval { epoch: self.map.epoch, acting, complete, min_size })
     }
 
     /// Whether an object must be copied before it can be changed: to us, who remember its requests, or to so many that the
