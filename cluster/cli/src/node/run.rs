@@ -338,7 +338,6 @@ pub async fn monitor(options: MonitorRun, file: NodeSettings, out: Output) -> Re
         let cluster = await_cluster(&session).await?.id;
         let ready = Ready::new("mon", cluster, metrics.as_ref().map(|(address, _)| *address));
         let config = MonConfig {
-            credentials: None,
             name: settings.name.clone().unwrap_or_default(),
             lease_ttl_s: settings.lease_ttl_s.unwrap_or(5),
             credentials: session.credentials.clone(),

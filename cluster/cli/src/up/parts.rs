@@ -109,7 +109,6 @@ impl Parts {
         let (address, listener) = adopt("metrics", listener)?;
         let exports = self.node.exports();
         let config = MonConfig {
-            credentials: None,
             name: format!("up-{}", std::process::id()),
             lease_ttl_s: LEASE_TTL_S,
             credentials: self.credentials.clone(),
