@@ -266,7 +266,14 @@ mod tests {
         let put = |map: &mut ClusterMap, index, present: &[u32], target: &[u32]| {
             let acting = present.iter().map(|id| Some(run(*id))).collect();
             let target = target.iter().copied().map(OsdId).collect();
-            let present = PgMap { epoch: Epoch(2), primary: OsdId(present[0]), acting, target, dead: Vec::new(), unfenced: Vec::new() };
+            let present = PgMap {
+                epoch: Epoch(2),
+                primary: OsdId(present[0]),
+                acting,
+                target,
+                dead: Vec::new(),
+                unfenced: Vec::new(),
+            };
             map.pgs.insert(pg(index), present);
         };
         put(&mut map, 0, &[1, 2], &[1, 2]);

@@ -160,7 +160,14 @@ mod tests {
         let pg = PgId { pool: PoolId(1), index: 0 };
         map.pgs.insert(
             pg,
-            PgMap { epoch: Epoch(1), primary: OsdId(0), acting: Vec::new(), target: vec![OsdId(4)], dead: Vec::new(), unfenced: Vec::new() },
+            PgMap {
+                epoch: Epoch(1),
+                primary: OsdId(0),
+                acting: Vec::new(),
+                target: vec![OsdId(4)],
+                dead: Vec::new(),
+                unfenced: Vec::new(),
+            },
         );
         assert_eq!(next_free(&map, 0), OsdId(5));
         map.histories.insert(
