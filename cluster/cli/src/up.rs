@@ -28,8 +28,7 @@ pub async fn up(options: UpOptions, credentials: Option<Credentials>, out: Outpu
     let mut signals = Signals::new()?;
     let directory = Directory::open(&options.data_dir).await?;
     let listeners = Listeners::bind(options.ports)?;
-    let mut parts = Parts::default();
-    parts.credentials = credentials;
+    let mut parts = Parts::new(credentials);
     let served = tokio::select! {
         served = serve(&options, &directory, listeners, &mut parts, out) => served,
         () = signals.next() => Ok(()),

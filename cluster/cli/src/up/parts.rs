@@ -48,11 +48,15 @@ pub struct Parts {
     metrics: Option<SocketAddr>,
     node: Node,
     nbd_socket: Option<PathBuf>,
-    /// The cluster's key, if it has one.
-    pub credentials: Option<Credentials>,
+    credentials: Option<Credentials>,
 }
 
 impl Parts {
+    /// Nothing runs yet. `credentials`: the cluster's, if it has a key.
+    pub fn new(credentials: Option<Credentials>) -> Self {
+        Self { credentials, ..Self::default() }
+    }
+
     /// Opens the state store.
     pub async fn open_store(&mut self, directory: &Directory) -> Result<EmbeddedStore, CliError> {
         let path = directory.state();
