@@ -237,7 +237,7 @@ impl Pg {
         let complete: Vec<OsdId> = bits(self.promised).map(|peer| self.peers[peer].osd).collect();
         let acting = self.map.acting.iter().map(|member| member.map(|m| m.osd)).collect();
         let min_size = u8::try_from(self.record_min).unwrap_or(u8::MAX);
-        (!complete.is_empty()).then(|| Interval { epoch: self.map.epoch, acting, complete, min_size })
+        (!complete.is_empty()).then_some(Interval { epoch: self.map.epoch, acting, complete, min_size })
     }
 
     /// Whether an object must be copied before it can be changed: to us, who remember its requests, or to so many that the
