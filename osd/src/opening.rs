@@ -11,6 +11,8 @@ use crate::{Error, ErrorKind};
 
 /// Longest wait of one turn; only a device that does not answer ever takes so long.
 const TURN_MAX: Duration = Duration::from_secs(1);
+/// How long the device of a killed predecessor may stay locked.
+const PREDECESSOR_MAX: Duration = Duration::from_secs(2);
 
 /// Opens the device and its store on this reactor; returns when the store serves.
 pub(crate) fn open_store(reactor: &mut Reactor, options: &OsdOptions) -> Result<(DiskId, Store), Error> {
@@ -20,7 +22,16 @@ pub(crate) fn open_store(reactor: &mut Reactor, options: &OsdOptions) -> Result<
         return Err(Error::new(ErrorKind::Missing, text));
     }
     let how = DiskOptions { create_bytes: None, direct: true, exclusive: true };
-    let (disk, info) = reactor.open_disk(&options.path, how)?;
+    let deadline = Instant::now() + PREDECESSOR_MAX;
+    let (disk, info) = loop {
+        match reactor.open_disk(&options.path, how) {
+            // The kernel lets go of what a killed process had in its ring a moment after the process is gone.
+            Err(error) if error.kind() == cluster_io::ErrorKind::Locked && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            opened => break opened?,
+        }
+    };
     let durability = options.durability.resolve(&info);
     tracing::info!(
         osd = options.id.0, %path, bytes = info.bytes, direct = info.direct, ?durability, "opening the store"

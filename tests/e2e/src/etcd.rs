@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
+use tempfile::TempDir;
+
 use crate::process::Process;
 use crate::{Done, eventually, run};
 
@@ -50,6 +52,8 @@ impl Certificates {
 /// One etcd with one member.
 pub struct Etcd {
     folder: PathBuf,
+    /// In memory where that is possible: what dies here are processes, and disks of test machines are slow.
+    data: TempDir,
     client: SocketAddr,
     peer: SocketAddr,
     certificates: Option<Certificates>,
@@ -63,7 +67,10 @@ impl Etcd {
     /// If it does not serve soon.
     pub fn start(folder: &Path, address: IpAddr, certificates: Option<Certificates>) -> Self {
         let (client, peer) = ((address, free_port(address)).into(), (address, free_port(address)).into());
-        let mut etcd = Self { folder: folder.to_owned(), client, peer, certificates, process: None };
+        let memory = Path::new("/dev/shm");
+        let place = if memory.is_dir() { memory } else { folder };
+        let data = tempfile::Builder::new().prefix("blockyard-etcd-").tempdir_in(place).expect("a folder for etcd");
+        let mut etcd = Self { folder: folder.to_owned(), data, client, peer, certificates, process: None };
         etcd.start_again();
         etcd
     }
@@ -75,7 +82,7 @@ impl Etcd {
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "etcd runs already");
         let (client, peer) = (self.url(self.client), format!("http://{}", self.peer));
-        let data = self.folder.join("etcd");
+        let data = self.data.path().join("etcd");
         let mut args: Vec<String> = vec!["--data-dir".into(), data.to_str().expect("a path of characters").into()];
         for (option, value) in [
             ("--listen-client-urls", &client),
@@ -85,11 +92,6 @@ impl Etcd {
             ("--initial-cluster", &format!("default={peer}")),
         ] {
             args.extend([option.to_owned(), value.clone()]);
-        }
-        args.push("--unsafe-no-fsync".into());
-        let no_fsync = run("etcd", ["--help"]).ok();
-        if !(no_fsync.stdout + &no_fsync.stderr).contains("unsafe-no-fsync") {
-            args.pop();
         }
         if let Some(files) = &self.certificates {
             let paths = [("--cert-file", "server.pem"), ("--key-file", "server.key"), ("--trusted-ca-file", "ca.pem")];

@@ -263,9 +263,16 @@ impl Fleet {
         run(blockyard(), self.access.iter().map(String::as_str).chain(args.iter().copied()))
     }
 
-    /// `blockyard status --json`.
+    /// `blockyard status --json`. Tries again while the state store is too busy to answer.
     pub fn status(&self) -> Value {
-        self.blockyard(&["status", "--json"]).json()
+        const UNREACHABLE: i32 = 3;
+        let mut done = self.blockyard(&["status", "--json"]);
+        for _ in 0..5 {
+            if done.status == UNREACHABLE {
+                done = self.blockyard(&["status", "--json"]);
+            }
+        }
+        done.json()
     }
 
     /// Waits until all PGs serve and all data is where it should be.

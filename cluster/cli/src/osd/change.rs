@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster_proto::map::{ClusterMap, OsdConfig, OsdStats, keys, parse};
+use cluster_proto::map::{ClusterMap, Interval, OsdConfig, OsdStats, keys, parse};
 use cluster_proto::{OsdId, PgId};
 use cluster_state::{Compare, StateStore, Txn};
+use mon_core::health::{PgState, pg_state};
 use mon_core::placement::all_targets;
 use mon_core::usable;
 use serde::Serialize;
@@ -40,7 +41,10 @@ pub enum Need {
 
 /// The PGs that refer to an OSD, and why.
 pub fn references(map: &ClusterMap, id: OsdId) -> BTreeMap<PgId, Need> {
-    let past = map.histories.iter().filter(|(_, intervals)| intervals.iter().any(|i| i.osds().any(|osd| osd == id)));
+    // All data of a clean PG is on the members of its present interval: what was before does not matter any more.
+    let is_clean = |pg: &PgId| map.pgs.get(pg).is_some_and(|map_of| pg_state(map, *pg, map_of) == PgState::Active);
+    let is_member = |intervals: &[Interval]| intervals.iter().any(|past| past.osds().any(|osd| osd == id));
+    let past = map.histories.iter().filter(|(pg, intervals)| is_member(intervals) && !is_clean(pg));
     let mut found: BTreeMap<_, _> = past.map(|(pg, _)| (*pg, Need::History)).collect();
     for (pg, present) in &map.pgs {
         if present.shard_of(id).is_some() {
@@ -253,7 +257,7 @@ pub async fn tag(session: &Session, id: OsdId, add: &[String], remove: &[String]
 
 #[cfg(test)]
 mod tests {
-    use cluster_proto::map::{Interval, Member, PgMap};
+    use cluster_proto::map::{Activation, Member, OsdState, PgMap, PoolConfig};
     use cluster_proto::{Epoch, Incarnation, PoolId};
 
     use super::*;
@@ -286,5 +290,16 @@ mod tests {
         assert_eq!(references(&map, OsdId(1)), expected);
         assert_eq!(references(&map, OsdId(4)).into_values().collect::<Vec<_>>(), [Need::History]);
         assert!(references(&map, OsdId(5)).is_empty());
+
+        // Once the PG is clean, its past does not matter.
+        map.pools.insert(PoolId(1), PoolConfig::replicated("a", 2));
+        for id in 2..=3 {
+            let address = "127.0.0.1:1".parse().unwrap();
+            map.osds.insert(OsdId(id), OsdState { address, incarnation: Incarnation(1), started: 0 });
+        }
+        let acting = map.pgs[&pg(2)].acting.clone();
+        let complete = vec![OsdId(2), OsdId(3)];
+        map.activations.insert(pg(2), Activation { epoch: Epoch(2), acting, complete, min_size: 2 });
+        assert!(references(&map, OsdId(4)).is_empty());
     }
 }

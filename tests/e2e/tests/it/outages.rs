@@ -8,8 +8,11 @@ use e2e::{Fleet, FleetOptions, Lane, Pattern, have, limited};
 
 /// Bytes of each connection's part of the image.
 const LANE: u64 = 16 << 20;
-/// Longest that a request may take while something dies that it does not need, on a busy machine.
-const NO_STALL: Duration = Duration::from_millis(1500);
+/// Longest that a request may take while something dies that it does not need. On a busy machine requests take long by
+/// themselves; who waits for what died waits for as long as it is away, 8 s at least.
+fn no_stall() -> Duration {
+    Duration::from_millis(if std::env::var_os("E2E_LONG").is_some() { 1500 } else { 6000 })
+}
 
 /// Loads `demo` on several connections, verifying, while `disturb` does something to the cluster. Returns the longest
 /// that a request took.
@@ -80,7 +83,7 @@ fn the_state_store_may_be_away_without_anybody_noticing() {
         });
         before += writes(&lanes);
         println!("{before} writes, the slowest request took {slowest:?}");
-        assert!(slowest < NO_STALL, "{slowest:?}");
+        assert!(slowest < no_stall(), "{slowest:?}");
         check(&fleet, &mut lanes);
         fleet.wait_status(30, "all is well again", |status| status["verdict"] == "ok");
     });
@@ -102,7 +105,7 @@ fn the_monitors_may_be_gone_for_good() {
             thread::sleep(Duration::from_secs(8));
         });
         println!("{} writes, the slowest request took {slowest:?}", writes(&lanes));
-        assert!(slowest < NO_STALL, "{slowest:?}");
+        assert!(slowest < no_stall(), "{slowest:?}");
         check(&fleet, &mut lanes);
     });
 }
