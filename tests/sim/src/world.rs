@@ -227,6 +227,11 @@ impl World {
             self.run_until(limit, |w| w.now >= wait).map_err(|e| format!("PGs do not become clean: {e}"))?;
         }
         self.run_until(limit, World::members_agree).map_err(|e| format!("members still differ: {e}"))?;
+        let nothing_held = |w: &World| {
+            let cores = w.osds.iter().filter_map(|osd| osd.run.as_ref()).filter_map(|run| run.core.as_ref());
+            cores.map(|core| core.held_requests()).sum::<usize>() == 0
+        };
+        self.run_until(limit, nothing_held).map_err(|e| format!("requests are left over: {e}"))?;
         self.settle_counts();
         workload::history(&self.records).check()?;
         Ok(Report {

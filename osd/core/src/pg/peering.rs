@@ -527,6 +527,7 @@ impl Osd {
                 State::Stalled { until } if *until <= now => self.begin_round(now, shard, id),
                 State::Querying(_) => self.compare_digests(now, shard, id),
                 State::Leasing { .. } => self.leases_ended(now, shard, id),
+                State::Active if self.has_unasked_source(id) => self.begin_round(now, shard, id),
                 State::Active => {
                     self.commit_staged(shard, id);
                     self.recover(now, id);
@@ -535,6 +536,15 @@ impl Osd {
                 _ => {}
             }
         }
+    }
+
+    /// Whether an object cannot be recovered, and an OSD can be asked that could not be when the round looked for copies.
+    fn has_unasked_source(&self, id: PgId) -> bool {
+        let Some(pg) = self.pgs.get(&id) else { return false };
+        let unasked = |(number, peer): (usize, &Peer)| {
+            pg.listed >> number & 1 == 0 && self.links.ready_peer(peer).is_some()
+        };
+        pg.missing.values().any(|m| m.failed || m.is_unfound) && pg.peers.iter().enumerate().any(unasked)
     }
 
     /// Catches up with a record that could not be written while another was on its way.
