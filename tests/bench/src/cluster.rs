@@ -17,6 +17,51 @@ struct Ready {
     nbd: SocketAddr,
 }
 
+/// How the cluster keeps data; it has as many OSDs as that takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scheme {
+    /// So many copies.
+    Copies(u8),
+    /// Erasure code: data and parity shards.
+    Coded(u8, u8),
+}
+
+impl Scheme {
+    /// Options of `blockyard up`.
+    fn options(self) -> Vec<String> {
+        let (option, osds) = match self {
+            Scheme::Copies(copies) => ("--replicas", copies),
+            Scheme::Coded(data, parity) => ("--ec", data + parity),
+        };
+        vec!["--osds".into(), osds.to_string(), option.into(), self.to_string()]
+    }
+}
+
+impl std::fmt::Display for Scheme {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Scheme::Copies(copies) => copies.fmt(f),
+            Scheme::Coded(data, parity) => write!(f, "{data}+{parity}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Scheme {
+    type Err = std::num::ParseIntError;
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        match text.split_once('+') {
+            None => Ok(Scheme::Copies(text.parse()?)),
+            Some((data, parity)) => Ok(Scheme::Coded(data.parse()?, parity.parse()?)),
+        }
+    }
+}
+
+impl serde::Serialize for Scheme {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// A running cluster; stopped and removed when dropped.
 pub struct Cluster {
     child: Child,
@@ -32,14 +77,14 @@ impl Cluster {
     ///
     /// # Errors
     /// It was not ready in time; its log is named.
-    pub fn start(dir: &Path, copies: u8, size: u64) -> Result<Self> {
+    pub fn start(dir: &Path, scheme: Scheme, size: u64) -> Result<Self> {
         let binary = std::env::current_exe()?.with_file_name("blockyard");
-        let data = dir.join(format!("{copies}x"));
-        let log = dir.join(format!("{copies}x.log"));
+        let data = dir.join(scheme.to_string());
+        let log = dir.join(format!("{scheme}.log"));
         let child = Command::new(&binary)
             .args(["up", "--ports", "auto", "--data-dir"])
             .arg(&data)
-            .args(["--osds", &copies.to_string(), "--replicas", &copies.to_string()])
+            .args(scheme.options())
             .args(["--osd-size", "4G", "--image", &format!("{IMAGE}={size}")])
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log)?)

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::Result;
 use buffer::{Buffer, BufferMut};
 use clap::{Parser, Subcommand};
-use cluster::{Cluster, IMAGE};
+use cluster::{Cluster, IMAGE, Scheme};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use load::{Case, Sample, Target};
 use serde::Serialize;
@@ -34,9 +34,9 @@ struct Arguments {
     /// Runs per case; the medians are printed.
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Copies: one cluster each.
-    #[arg(long, value_delimiter = ',', default_value = "1,3")]
-    copies: Vec<u8>,
+    /// How data is kept, one cluster each: a number of copies, or DATA+PARITY shards.
+    #[arg(long, value_delimiter = ',', default_value = "1,3,2+1,4+2")]
+    schemes: Vec<Scheme>,
     /// Size of the image. Bytes.
     #[arg(long, default_value_t = 1 << 30)]
     size: u64,
@@ -73,7 +73,7 @@ const CASES: [Case; 10] = [
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Row {
-    copies: u8,
+    scheme: Scheme,
     case: &'static str,
     door: &'static str,
     iops: f64,
@@ -102,8 +102,8 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let server = echo::Server::start()?;
     let mut rows = Vec::new();
-    for &copies in &arguments.copies {
-        let cluster = Cluster::start(dir.path(), copies, arguments.size)?;
+    for &scheme in &arguments.schemes {
+        let cluster = Cluster::start(dir.path(), scheme, arguments.size)?;
         let _guard = runtime.enter();
         let state = cluster_state::connect(&cluster.etcd)?;
         let payload = payload();
@@ -112,8 +112,8 @@ fn main() -> Result<()> {
         let mut nbd = nbd::Nbd::connect(cluster.nbd, IMAGE, payload)?;
         let mut echo = echo::Echo::connect(server.address)?;
         for case in CASES {
-            eprintln!("{copies} copies: {}", case.name);
-            rows.extend(measure(&arguments, copies, case, &cluster, &mut echo, &mut nbd, &mut library)?);
+            eprintln!("{scheme}: {}", case.name);
+            rows.extend(measure(&arguments, scheme, case, &cluster, &mut echo, &mut nbd, &mut library)?);
         }
     }
     print(&rows);
@@ -159,7 +159,7 @@ type Run = (Sample, BTreeMap<&'static str, u64>);
 
 fn measure(
     arguments: &Arguments,
-    copies: u8,
+    scheme: Scheme,
     case: Case,
     cluster: &Cluster,
     echo: &mut echo::Echo,
@@ -182,7 +182,7 @@ fn measure(
         let iops = of(&|(s, _)| s.rate());
         let mean_us = of(&|(s, _)| s.mean_us());
         Row {
-            copies,
+            scheme,
             case: case.name,
             door,
             iops,
@@ -220,7 +220,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn print(rows: &[Row]) {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_BORDERS_ONLY).set_header([
-        "copies",
+        "scheme",
         "case",
         "door",
         "IOPS",
@@ -251,7 +251,7 @@ fn print(rows: &[Row]) {
             (row.latency_ratio, 2),
             (row.rate_ratio, 2),
         ];
-        let mut cells = vec![Cell::new(row.copies), Cell::new(row.case), Cell::new(row.door)];
+        let mut cells = vec![Cell::new(row.scheme), Cell::new(row.case), Cell::new(row.door)];
         let number = |(n, digits): (f64, usize)| Cell::new(format!("{n:.digits$}")).set_alignment(CellAlignment::Right);
         cells.extend(numbers.map(number));
         table.add_row(cells);

@@ -83,6 +83,8 @@ pub(crate) struct Pg {
     promised: PeerMask,
     /// A record is on its way.
     recording: bool,
+    /// The last interval in which we, in this run, led the PG with a durable record.
+    served: Option<Epoch>,
     /// Our registration was withdrawn: without an activation record we may not serve reads any more.
     pub unregistered: bool,
     /// Who may give us shard operations, unless we are the primary.
@@ -130,6 +132,7 @@ impl Pg {
             recorded_complete: false,
             promised: 0,
             recording: false,
+            served: None,
             unregistered: false,
             led_by: None,
             lease: lease::Granted::default(),

@@ -442,7 +442,10 @@ impl Osd {
 
     /// Waits until nobody else can serve reads.
     fn enter_leasing(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId, until: Millis) {
+        let last = self.map.activations.get(&id).map(|record| record.epoch);
         let Some(pg) = self.pgs.get_mut(&id) else { return };
+        // Whoever led before us was waited out when we began, and nobody has led since.
+        let until = if last.is_some() && last == pg.served { now } else { until };
         let unfenced = if pg.map.unfenced.is_empty() { 0 } else { pg.heard + REGISTRATION_LEASE_WAIT_MS };
         pg.state = State::Leasing { until: until.max(unfenced) };
         self.leases_ended(now, shard, id);
@@ -489,6 +492,9 @@ impl Osd {
     fn enter_active(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         pg.state = State::Active;
+        if pg.activated {
+            pg.served = Some(pg.map.epoch);
+        }
         (pg.cursor, pg.recoveries) = (None, 0);
         let waiting = std::mem::take(&mut pg.waiting);
         for op in waiting {
