@@ -70,7 +70,7 @@ const CASES: [Case; 10] = [
 ];
 
 /// One row of the table.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Row {
     scheme: Scheme,

@@ -92,6 +92,13 @@ impl Control {
         self.put(&keys::osd_config(osd), json(&OsdConfig::new(weight)));
     }
 
+    /// Whether the pool can be placed without an OSD.
+    pub fn is_spare(&mut self, osd: OsdId) -> bool {
+        self.mirror();
+        let others = self.map.osd_configs.iter().filter(|(id, config)| **id != osd && config.weight > 0.0).count();
+        self.map.pools.values().all(|pool| others >= pool.width())
+    }
+
     /// The monitor writes what must change. Returns that in words.
     pub fn plan(&mut self) -> Vec<String> {
         self.mirror();

@@ -103,6 +103,8 @@ fn freeze(world: &mut World) {
 fn reweight(world: &mut World) {
     let osd = any_osd(world);
     let weight = [0.0, 0.3, 1.0, 1.0][world.rng.below(4) as usize];
+    // Without enough OSDs the pool cannot be placed at all.
+    let weight = if world.control.is_spare(cluster_proto::OsdId(osd as u32 + 1)) { weight } else { 1.0 };
     world.note(|| format!("osd {} gets weight {weight}", osd + 1));
     world.control.set_weight(cluster_proto::OsdId(osd as u32 + 1), weight);
     world.state_changed();
