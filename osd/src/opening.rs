@@ -12,7 +12,7 @@ use crate::{Error, ErrorKind};
 /// Longest wait of one turn; only a device that does not answer ever takes so long.
 const TURN_MAX: Duration = Duration::from_secs(1);
 /// How long the device of a killed predecessor may stay locked.
-const PREDECESSOR_MAX: Duration = Duration::from_secs(2);
+const PREDECESSOR_MAX: Duration = Duration::from_secs(10);
 
 /// Opens the device and its store on this reactor; returns when the store serves.
 pub(crate) fn open_store(reactor: &mut Reactor, options: &OsdOptions) -> Result<(DiskId, Store), Error> {

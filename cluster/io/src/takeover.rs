@@ -1,12 +1,12 @@
 //! Taking over from a predecessor that was killed.
 //!
 //! When a process dies, the kernel ends the io_uring operations it left behind a little later than the process itself
-//! (measured: up to 12 ms). Until then they hold its listening sockets and its disk locks, so a restarted daemon would
+//! (measured: up to 12 ms on a quiet machine, over a second on one that has too much to do). Until then they hold its listening sockets and its disk locks, so a restarted daemon would
 //! find its own port in use. Whoever is alive is still there after this patience.
 
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Repeats `attempt` for a short while, as long as it fails with an error that is `busy`.

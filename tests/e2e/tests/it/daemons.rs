@@ -161,7 +161,7 @@ fn a_cluster_in_one_process_takes_osds_of_other_processes() {
         assert_eq!(pgs.as_array().map(Vec::len), Some(8));
         assert_eq!(cluster.status()["osds"]["up"], 3);
         osd.stop();
-        cluster.blockyard(&["osd", "rm", "3"]).refused(7, &["8 placement groups"]);
+        cluster.blockyard(&["osd", "rm", "3"]).refused(7, &["OSD 3", "placement groups"]);
         cluster.stop();
     });
 }
