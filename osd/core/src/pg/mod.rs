@@ -99,6 +99,8 @@ pub(crate) struct Pg {
     pub local_mutations: u32,
     /// Objects that not all members of the acting set have at their newest version. As the primary, while active.
     pub missing: BTreeMap<ObjectId, Missing>,
+    /// Peers that have joined this round.
+    answered: PeerMask,
     /// Peers whose objects were looked at in this round.
     pub listed: PeerMask,
     /// Where background recovery goes on.
@@ -141,6 +143,7 @@ impl Pg {
             locks: Locks::default(),
             local_mutations: 0,
             missing: BTreeMap::new(),
+            answered: 0,
             listed: 0,
             cursor: None,
             retry_at: 0,

@@ -378,7 +378,7 @@ impl Osd {
         };
         let buckets = if coded && !bits(asked).all(fits) { Buckets::ALL } else { buckets };
         pg.missing.clear();
-        pg.listed = asked;
+        (pg.listed, pg.answered) = (asked, answered);
         let staged = if coded { shard.staged(id) } else { Vec::new() };
         if buckets.is_empty() {
             self.keep_staged(id, &staged);
@@ -442,13 +442,26 @@ impl Osd {
 
     /// Waits until nobody else can serve reads.
     fn enter_leasing(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId, until: Millis) {
-        let last = self.map.activations.get(&id).map(|record| record.epoch);
+        let nobody_counts = self.nobody_counts_on_leases(id);
         let Some(pg) = self.pgs.get_mut(&id) else { return };
-        // Whoever led before us was waited out when we began, and nobody has led since.
-        let until = if last.is_some() && last == pg.served { now } else { until };
+        let until = if nobody_counts { now } else { until };
         let unfenced = if pg.map.unfenced.is_empty() { 0 } else { pg.heard + REGISTRATION_LEASE_WAIT_MS };
         pg.state = State::Leasing { until: until.max(unfenced) };
         self.leases_ended(now, shard, id);
+    }
+
+    /// Whether nobody else can believe to hold leases. Whoever led before the last recorded interval was waited out when that began;
+    /// it was led by one of its members: by us, by one that follows us now, or by one whose run is over.
+    fn nobody_counts_on_leases(&self, id: PgId) -> bool {
+        let (Some(record), Some(pg)) = (self.map.activations.get(&id), self.pgs.get(&id)) else { return false };
+        let follows = |run: Member| {
+            let answered = pg.peer_of(run.osd).is_some_and(|number| pg.answered >> number & 1 == 1);
+            let present = self.links.outgoing.get(&run.osd).and_then(|out| out.ready()).map(|(_, run)| run);
+            answered && present == Some(run.incarnation)
+        };
+        let us = Member { osd: self.options.id, incarnation: self.options.incarnation };
+        let mut members = record.acting.iter().flatten();
+        pg.served == Some(record.epoch) || members.all(|run| *run == us || follows(*run) || self.is_over(id, *run))
     }
 
     pub(crate) fn leases_ended(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
