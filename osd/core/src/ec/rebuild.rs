@@ -19,7 +19,7 @@ impl Osd {
     pub(crate) fn ec_recovery_start(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
         let Some((pg, object)) = self.recovery_of(id) else { return };
         let Some(missing) = pg.missing.get(&object) else { return self.recovery_finish(shard, id) };
-        let ahead = |s: &&crate::pg::Shard| s.version != missing.version && s.staged_over == Some(missing.version);
+        let ahead = |s: &&crate::pg::Shard| s.is_ahead_of(missing.version);
         // One operation at a time per peer: who has several such shards is asked again.
         let mut peers = BTreeSet::new();
         let back: Vec<_> = missing.shards.iter().filter(ahead).filter(|s| peers.insert(s.peer)).copied().collect();
@@ -49,17 +49,15 @@ impl Osd {
         let Some(missing) = pg.missing.get_mut(&object) else { return };
         if *outcome == ShardOutcome::Done {
             let version = missing.version;
-            let ahead = |s: &crate::pg::Shard| {
-                usize::from(s.peer) == peer && s.staged_over == Some(version) && s.version != version
-            };
+            let ahead = |s: &crate::pg::Shard| usize::from(s.peer) == peer && s.is_ahead_of(version);
             if let Some(at) = missing.shards.iter().position(ahead) {
-                let part = missing.shards[at].part;
-                missing.shards[at].version = version;
-                missing.shards[at].staged_over = None;
-                if version == Version::NONE {
+                let shard = &mut missing.shards[at];
+                shard.version = shard.staged_over.take().unwrap_or_default();
+                let (part, back) = (shard.part, shard.version);
+                if back == Version::NONE {
                     missing.shards.remove(at);
                 }
-                if acts && part == own_part {
+                if acts && part == own_part && back == version {
                     missing.stale &= !(1 << peer);
                 }
             }

@@ -36,6 +36,11 @@ impl Shard {
         }
     }
 
+    /// Whether its newest change has to be taken back before it can have this version.
+    pub fn is_ahead_of(&self, version: Version) -> bool {
+        self.version > version && self.staged_over.is_some_and(|before| before <= version)
+    }
+
     /// Whether this is, or can be turned back into, this version.
     fn offers(&self, version: Version) -> bool {
         self.version == version || self.staged_over == Some(version)
