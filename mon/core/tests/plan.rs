@@ -167,6 +167,21 @@ fn a_run_that_was_replaced_is_dead() {
 }
 
 #[test]
+fn however_often_osds_restart_their_last_runs_are_known_dead() {
+    let mut map = cluster(3, 3);
+    for run in 1..30 {
+        (1..=3).for_each(|id| start(&mut map, id, run));
+        let planned = plan(&map);
+        for change in planned.changes.iter().filter(|_| run > 1) {
+            assert_eq!(change.map.dead.len(), 3, "run {run}: {:?}", change.map.dead);
+            assert!(change.map.dead.iter().all(|member| member.incarnation.0 == run - 1));
+        }
+        apply(&mut map, &planned);
+        settle(&mut map);
+    }
+}
+
+#[test]
 fn nobody_left_leaves_the_interval_alone() {
     let mut map = cluster(3, 3);
     (1..=3).for_each(|id| start(&mut map, id, 1));
