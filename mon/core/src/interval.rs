@@ -131,12 +131,11 @@ pub(crate) fn next(
     };
     let mut before: Vec<Member> = present.members().map(|(_, member)| member).collect();
     before.extend(record.into_iter().flat_map(|r| r.acting.iter().flatten().copied()));
-    let mut dead: Vec<Member> =
-        before.into_iter().chain(unfenced.iter().copied()).filter(|m| running.is_over(*m)).collect();
-    dead.extend(&present.dead);
+    // Earlier runs matter to nobody: whoever led them was waited out when the last recorded interval began.
+    let is_over = |run: &Member| running.is_over(*run) || present.dead.contains(run);
+    let mut dead: Vec<Member> = before.into_iter().chain(unfenced.iter().copied()).filter(is_over).collect();
     dead.sort_unstable();
     dead.dedup();
-    // A run that is over long since matters to nobody: the list is for the last few seconds.
     dead.truncate(DEAD_MAX);
     unfenced.sort_unstable();
     unfenced.dedup();

@@ -40,7 +40,7 @@ pub struct PgMap {
 }
 
 /// Runs that a [`PgMap`] may call dead.
-pub const DEAD_MAX: usize = 16;
+pub const DEAD_MAX: usize = 3 * SHARDS_MAX;
 
 impl PgMap {
     /// The primary.
