@@ -130,7 +130,9 @@ fn verifying_finds_all_damage_and_hands_nothing_out() {
     for at in [1, 4, 5, 8] {
         d.device.medium.flip(data + at * 4096 + 77);
     }
-    let ShardOutcome::Corrupt { version: Version(3), sectors, crcs } = d.call(verify(0)) else { panic!("damage unseen") };
+    let ShardOutcome::Corrupt { version: Version(3), sectors, crcs } = d.call(verify(0)) else {
+        panic!("damage unseen")
+    };
     assert_eq!(sectors.iter().flat_map(|bad| bad.iter()).collect::<Vec<_>>(), [1, 2, 10, 11]);
     let words = [word(Version(1), 1), word(Version(3), 2), word(Version(2), 10), word(Version(2), 11)];
     assert_eq!(crcs, sector_crcs(&filled(words)), "what an intact copy must have");

@@ -343,7 +343,9 @@ impl Osd {
             run.compared = true;
             run.errors += u64::from(count);
             self.stats.scrub_errors += u64::from(count);
-            self.notice(format!("pg {id}: members differ in {count} of {DIGEST_BUCKETS} parts, they are brought together"));
+            self.notice(format!(
+                "pg {id}: members differ in {count} of {DIGEST_BUCKETS} parts, they are brought together"
+            ));
             self.begin_round(now, shard, id);
         }
     }

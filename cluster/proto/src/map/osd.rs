@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::SchemaError;
 use super::PgScrub;
+use super::SchemaError;
 use super::pool::validate_name;
 use super::rules::validate_tags;
 use crate::ids::Incarnation;

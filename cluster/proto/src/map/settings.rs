@@ -111,7 +111,9 @@ mod tests {
         assert!(fault(r#"{"recovery-objects-max":0}"#).contains("1 to 256"));
         assert!(fault(r#"{"moving-pgs-max":0}"#).contains("1 to 65536"));
         assert!(fault(r#"{"scrub-interval-seconds":59}"#).contains("60 to 31536000, or 0"));
-        assert!(fault(r#"{"deep-scrub-interval-seconds":31536001}"#).contains("deep-scrub-interval-seconds is 31536001"));
+        assert!(
+            fault(r#"{"deep-scrub-interval-seconds":31536001}"#).contains("deep-scrub-interval-seconds is 31536001")
+        );
         let never: ClusterSettings =
             serde_json::from_str(r#"{"scrub-interval-seconds":0,"deep-scrub-interval-seconds":0}"#).unwrap();
         assert_eq!(never.validate(), Ok(()));

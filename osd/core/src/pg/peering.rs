@@ -551,9 +551,8 @@ impl Osd {
     /// Whether an object cannot be recovered, and an OSD can be asked that could not be when the round looked for copies.
     fn has_unasked_source(&self, id: PgId) -> bool {
         let Some(pg) = self.pgs.get(&id) else { return false };
-        let unasked = |(number, peer): (usize, &Peer)| {
-            pg.listed >> number & 1 == 0 && self.links.ready_peer(peer).is_some()
-        };
+        let unasked =
+            |(number, peer): (usize, &Peer)| pg.listed >> number & 1 == 0 && self.links.ready_peer(peer).is_some();
         pg.missing.values().any(|m| m.failed || m.is_unfound) && pg.peers.iter().enumerate().any(unasked)
     }
 
