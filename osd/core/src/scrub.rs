@@ -604,7 +604,8 @@ impl Pg {
         if !self.is_coded() {
             return self.sources(object).find(|peer| useless >> peer & 1 == 0).map(|peer| vec![(0, peer)]);
         }
-        let but: Vec<u8> = bits(useless).filter_map(|peer| self.peers()[peer].shard).map(|part| part as u8).collect();
+        let part_at = |peer: usize| self.peers()[peer].shard.map(|part| (part as u8, peer));
+        let but: Vec<(u8, usize)> = bits(useless).filter_map(part_at).collect();
         self.enough_shards(object, &but)
     }
 }
