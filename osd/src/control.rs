@@ -50,6 +50,7 @@ impl Control {
             never = follow(keys::CONFIG) => match never {},
             never = follow(keys::OSDS) => match never {},
             never = follow(keys::PGS) => match never {},
+            never = follow(keys::SCRUBS) => match never {},
             () = activation::run(id, state.as_ref(), activations, &commands) => {}
             never = statistics::run(id, state.as_ref(), live) => match never {},
         }

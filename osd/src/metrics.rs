@@ -20,6 +20,9 @@ const METRICS: &[Metric] = &[
     ("recovered_objects_total", "counter", "Objects copied to bring members to the same state", |l| {
         l.stats.recovered_objects
     }),
+    ("scrubbed_objects_total", "counter", "Objects that deep scrubs verified", |l| l.stats.scrubbed_objects),
+    ("scrub_errors_total", "counter", "Damaged sectors and differences that scrubs found", |l| l.stats.scrub_errors),
+    ("scrub_unrepaired_total", "counter", "Damaged sectors that scrubs could not repair", |l| l.stats.scrub_unrepaired),
     ("space_bytes", "gauge", "Size of the data area", |l| l.stats.space.total),
     ("used_bytes", "gauge", "Used part of the data area", |l| l.stats.space.used),
     ("objects", "gauge", "Objects stored", |l| l.stats.space.objects),

@@ -324,6 +324,23 @@ pub enum PgCommand {
         #[arg(value_parser = parse_pg)]
         pg: PgId,
     },
+    /// Compare what the members of a placement group have, and bring them together where they differ
+    ///
+    /// Returns at once: the OSD that leads the placement group does it in the background. Its statistics tell what it found.
+    Scrub {
+        /// Pool number and index, like 1/17.
+        #[arg(value_parser = parse_pg)]
+        pg: PgId,
+        /// Also read and verify everything, and repair what is damaged
+        #[arg(long)]
+        deep: bool,
+    },
+    /// Read and verify everything in a placement group, and repair what is damaged: the same as 'scrub --deep'
+    Repair {
+        /// Pool number and index, like 1/17.
+        #[arg(value_parser = parse_pg)]
+        pg: PgId,
+    },
 }
 
 fn parse_pg(text: &str) -> Result<PgId, String> {

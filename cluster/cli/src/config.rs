@@ -66,7 +66,7 @@ fn check(map: &ClusterMap, key: &str, value: &[u8]) -> Result<(), String> {
         MapChange::OsdConfig(OsdId(0)) => Err("OSDs are numbered from 1".into()),
         MapChange::OsdConfig(_) | MapChange::Settings | MapChange::Tree => Ok(()),
         MapChange::Cluster => Err("the identity of a cluster cannot be changed".into()),
-        MapChange::None | MapChange::Osd(_) | MapChange::Pg(_) | MapChange::Suspicion(_) => {
+        MapChange::None | MapChange::Osd(_) | MapChange::Pg(_) | MapChange::Scrub(_) | MapChange::Suspicion(_) => {
             Err("there is no such setting: pool/ID, osd/ID, settings and tree are known".into())
         }
     }

@@ -1,9 +1,11 @@
 //! `blockyard pg`.
 
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use cluster_proto::map::{Activation, ClusterMap, Interval, OsdStats, PgMap};
+use cluster_proto::map::{Activation, ClusterMap, Interval, OsdStats, PgMap, ScrubRequest, keys, parse};
 use cluster_proto::{OsdId, PgId};
+use cluster_state::Txn;
 use mon_core::health::{PgState, pg_state};
 use serde::{Serialize, Serializer};
 
@@ -85,7 +87,41 @@ pub async fn run(session: &Session, command: PgCommand, out: Output) -> Result<(
     match command {
         PgCommand::Ls { pool, osd, state } => ls(&map, pool.as_deref(), osd, state.as_deref(), out),
         PgCommand::Describe { pg } => describe(&map, &statistics(session).await?, pg, out),
+        PgCommand::Scrub { pg, deep } => scrub(session, &map, pg, deep, out).await,
+        PgCommand::Repair { pg } => scrub(session, &map, pg, true, out).await,
     }
+}
+
+fn require(map: &ClusterMap, pg: PgId) -> Result<&PgMap, CliError> {
+    let wrong = || CliError::not_found(format!("there is no placement group {pg}: 'blockyard pg ls' lists them"));
+    map.pgs.get(&pg).ok_or_else(wrong)
+}
+
+/// What was asked for.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Asked {
+    #[serde(serialize_with = "as_text")]
+    pg: PgId,
+    #[serde(flatten)]
+    request: ScrubRequest,
+}
+
+/// Asks the placement group's primary for a scrub.
+async fn scrub(session: &Session, map: &ClusterMap, pg: PgId, deep: bool, out: Output) -> Result<(), CliError> {
+    require(map, pg)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let key = keys::scrub(pg);
+    // Two requests within a second are two requests.
+    let before = session.store.get(&key).await?.and_then(|entry| parse::<ScrubRequest>(&key, &entry.value).ok());
+    let requested = before.map_or(now, |before| now.max(before.requested + 1));
+    let request = ScrubRequest { deep, requested };
+    let value = serde_json::to_vec(&request).map_err(|e| CliError::failed(e.to_string()))?;
+    session.store.txn(Txn::new().put(key, value)).await?;
+    out.show(&Asked { pg, request }, |_| {
+        let kind = if deep { "deep" } else { "light" };
+        format!("asked for a {kind} scrub of placement group {pg}: 'blockyard osd ls --json' tells when it is done")
+    })
 }
 
 fn ls(
@@ -158,9 +194,7 @@ impl MemberView {
 }
 
 fn describe(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>, pg: PgId, out: Output) -> Result<(), CliError> {
-    let Some(present) = map.pgs.get(&pg) else {
-        return Err(CliError::not_found(format!("there is no placement group {pg}: 'blockyard pg ls' lists them")));
-    };
+    let present = require(map, pg)?;
     let history = map.histories.get(&pg).map(Vec::as_slice).unwrap_or_default();
     let past = history.iter().flat_map(|interval| interval.osds());
     let now = present.members().map(|(_, member)| member.osd).chain(present.target.iter().copied());

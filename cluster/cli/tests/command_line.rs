@@ -39,6 +39,8 @@ fn every_command_has_help_with_json_and_cluster() {
         &["pool", "rm"],
         &["pg", "ls"],
         &["pg", "describe"],
+        &["pg", "scrub"],
+        &["pg", "repair"],
         &["osd", "ls"],
         &["osd", "prepare"],
         &["osd", "run"],

@@ -144,6 +144,7 @@ impl Client {
             | MapChange::Settings
             | MapChange::Tree
             | MapChange::Suspicion(_)
+            | MapChange::Scrub(_)
             | MapChange::OsdConfig(_) => {}
         }
         Ok(())

@@ -224,6 +224,12 @@ pub enum ShardOp {
         /// Its version.
         version: Version,
     },
+    /// Reads everything stored of the object and verifies it against the stored checksums, for scrub: [`ShardOutcome::Done`], also
+    /// for an object that does not exist, or [`ShardOutcome::Corrupt`] with all damage. No data is handed out.
+    Verify {
+        /// The object.
+        object: ObjectId,
+    },
     /// Completes when everything submitted before is durable past the device's volatile cache.
     Sync,
 }
@@ -245,6 +251,7 @@ impl ShardOp {
             | ShardOp::Commit { object, .. }
             | ShardOp::Rollback { object, .. }
             | ShardOp::Drop { object, .. }
+            | ShardOp::Verify { object }
             | ShardOp::Repair { object, .. } => Some(object),
             ShardOp::Sync => None,
         }
@@ -266,6 +273,7 @@ impl ShardOp {
             | ShardOp::Commit { object, .. }
             | ShardOp::Rollback { object, .. }
             | ShardOp::Drop { object, .. }
+            | ShardOp::Verify { object }
             | ShardOp::Repair { object, .. } => *object = name(*object),
             ShardOp::Sync => {}
         }
@@ -273,14 +281,21 @@ impl ShardOp {
 
     /// Whether the op changes the store.
     pub fn is_mutation(&self) -> bool {
-        !matches!(self, ShardOp::Read { .. } | ShardOp::Fetch { .. } | ShardOp::FetchPart { .. } | ShardOp::Sync)
+        !matches!(
+            self,
+            ShardOp::Read { .. }
+                | ShardOp::Fetch { .. }
+                | ShardOp::FetchPart { .. }
+                | ShardOp::Verify { .. }
+                | ShardOp::Sync
+        )
     }
 }
 
 /// How a [`ShardOp`] ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ShardOutcome {
-    /// A change or sync is durable.
+    /// A change or sync is durable; a verified object is intact.
     Done,
     /// Sectors read. An object that does not exist has [`Version::NONE`] and reads as zeroes.
     Read {

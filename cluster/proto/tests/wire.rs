@@ -110,6 +110,7 @@ fn samples() -> Vec<Message> {
         sub(ShardOp::Commit { object, version }),
         sub(ShardOp::Rollback { object, version }),
         sub(ShardOp::Drop { object, version }),
+        sub(ShardOp::Verify { object: object.shard(3) }),
         outcome(ShardOutcome::Done),
         outcome(ShardOutcome::Read { version, data, crcs }),
         outcome(ShardOutcome::Fetched { version, content }),

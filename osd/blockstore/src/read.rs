@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use crate::device::{DeviceError, DeviceOp, Slab};
 use crate::extent::{Extent, Run};
-use crate::format::log::are_ranges_valid;
+use crate::format::log::{WHOLE, are_ranges_valid};
 use crate::store::{Job, Store};
 
 /// One device read: sectors of the object that lie together on the device and in the result.
@@ -25,12 +25,20 @@ struct Piece {
     at: usize,
 }
 
+/// What a read is for.
+enum Wanted {
+    Sectors,
+    /// The content to complete with the data.
+    Object(ObjectContent),
+    /// Only whether the data is intact: it is let go as soon as it is verified.
+    Nothing,
+}
+
 struct ReadOp {
     tag: u64,
     number: u64,
     version: Version,
-    /// Content to complete, if it is a fetch.
-    fetch: Option<ObjectContent>,
+    wanted: Wanted,
     data: BufferMut,
     crcs: Crcs,
     pieces: SmallVec<[Piece; 2]>,
@@ -114,7 +122,7 @@ impl Store {
                 plan.add(extent, at);
             }
         }
-        self.read_plan(tag, version, None, crcs, plan);
+        self.read_plan(tag, version, Wanted::Sectors, crcs, plan);
     }
 
     /// Begins reading what of an object lies in some ranges, with its head and its remembered requests.
@@ -138,29 +146,45 @@ impl Store {
                 }
             }
         }
-        self.read_plan(tag, version, Some(content), crcs, plan);
+        self.read_plan(tag, version, Wanted::Object(content), crcs, plan);
     }
 
-    fn read_plan(&mut self, tag: u64, version: Version, fetch: Option<ObjectContent>, crcs: Crcs, plan: Plan) {
+    /// Begins reading everything stored of an object, to see whether it is intact.
+    pub(crate) fn verify_start(&mut self, tag: u64, object: ObjectId) {
+        let mut plan = Plan::default();
+        let mut crcs = Crcs::new();
+        let mut version = Version::NONE;
+        if let Some(view) = self.index.object(&object) {
+            version = view.version;
+            for (extent, part) in view.parts(WHOLE) {
+                plan.add(extent, crcs.len());
+                crcs.extend_from_slice(part);
+            }
+        }
+        self.read_plan(tag, version, Wanted::Nothing, crcs, plan);
+    }
+
+    fn read_plan(&mut self, tag: u64, version: Version, wanted: Wanted, crcs: Crcs, plan: Plan) {
         let len = crcs.len() * SECTOR;
         let read: usize = plan.pieces.iter().map(|p| p.run.count as usize * SECTOR).sum();
         // Everything in one piece: the device's buffer becomes the result. Otherwise pieces are gathered.
         let data = match plan.pieces.len() {
+            _ if matches!(wanted, Wanted::Nothing) => BufferMut::for_overwrite(0),
             1 if read == len => BufferMut::for_overwrite(0),
             _ if read == len => BufferMut::for_overwrite(len),
             _ => BufferMut::zeroed(len),
         };
         let number = self.reads.next_number();
         let left = plan.pieces.len();
-        let op = ReadOp { tag, number, version, fetch, data, crcs, pieces: plan.pieces, left, bad: SmallVec::new() };
+        let op = ReadOp { tag, number, version, wanted, data, crcs, pieces: plan.pieces, left, bad: SmallVec::new() };
         if left == 0 {
             let outcome = outcome_of(op);
             return self.finish(tag, outcome);
         }
         self.reads.ended.push_back(false);
-        let wanted: SmallVec<[Run; 2]> = op.pieces.iter().map(|p| p.run).collect();
+        let runs: SmallVec<[Run; 2]> = op.pieces.iter().map(|p| p.run).collect();
         let read = self.reads.ops.insert(op);
-        for (piece, run) in wanted.into_iter().enumerate() {
+        for (piece, run) in runs.into_iter().enumerate() {
             let len = run.count as usize * SECTOR;
             self.counters.reads += 1;
             self.counters.read_bytes += len as u64;
@@ -182,7 +206,9 @@ impl Store {
                 verify(&bytes, expected, sectors, &mut op.bad);
                 self.counters.crc_errors += op.bad[before..].iter().map(|b| u64::from(b.count)).sum::<u64>();
                 let at = piece.at * SECTOR;
-                if op.data.is_empty() {
+                if matches!(op.wanted, Wanted::Nothing) {
+                    // It has been seen.
+                } else if op.data.is_empty() {
                     op.data = bytes;
                 } else {
                     op.data[at..at + len].copy_from_slice(&bytes);
@@ -238,11 +264,12 @@ fn outcome_of(op: ReadOp) -> ShardOutcome {
         return ShardOutcome::Corrupt { version: op.version, sectors, crcs };
     }
     let data: Buffer = op.data.freeze();
-    match op.fetch {
-        Some(content) => {
+    match op.wanted {
+        Wanted::Nothing => ShardOutcome::Done,
+        Wanted::Object(content) => {
             let content = ObjectContent { data, crcs: op.crcs, ..content };
             ShardOutcome::Fetched { version: op.version, content }
         }
-        None => ShardOutcome::Read { version: op.version, data, crcs: op.crcs },
+        Wanted::Sectors => ShardOutcome::Read { version: op.version, data, crcs: op.crcs },
     }
 }

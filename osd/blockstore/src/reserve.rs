@@ -233,7 +233,7 @@ impl Store {
                 self.sync_start(tag);
                 Ok(())
             }
-            ShardOp::Read { .. } | ShardOp::Fetch { .. } | ShardOp::FetchPart { .. } => {
+            ShardOp::Read { .. } | ShardOp::Fetch { .. } | ShardOp::FetchPart { .. } | ShardOp::Verify { .. } => {
                 Err(Refusal::Fail(Status::Invalid))
             }
         };

@@ -117,6 +117,29 @@ fn a_corrupt_read_names_exactly_the_bad_sectors_and_repair_heals_them() {
 }
 
 #[test]
+fn verifying_finds_all_damage_and_hands_nothing_out() {
+    let mut d = fresh(3 << 20);
+    let verify = |n| ShardOp::Verify { object: object(n) };
+    for (version, sectors) in [(1, SectorRange::new(0, 4)), (2, SectorRange::new(10, 4)), (3, one(2))] {
+        assert_eq!(d.call(put(0, version, sectors)), ShardOutcome::Done);
+    }
+    assert_eq!((d.call(verify(0)), d.call(verify(7))), (ShardOutcome::Done, ShardOutcome::Done));
+    let data = d.store.superblock().expect("open").geometry.data_offset;
+    d.rest();
+    // The first write lies at sectors 0 to 3 of the data area, the second at 4 to 7, the third at 8.
+    for at in [1, 4, 5, 8] {
+        d.device.medium.flip(data + at * 4096 + 77);
+    }
+    let ShardOutcome::Corrupt { version: Version(3), sectors, crcs } = d.call(verify(0)) else {
+        panic!("damage unseen")
+    };
+    assert_eq!(sectors.iter().flat_map(|bad| bad.iter()).collect::<Vec<_>>(), [1, 2, 10, 11]);
+    let words = [word(Version(1), 1), word(Version(3), 2), word(Version(2), 10), word(Version(2), 11)];
+    assert_eq!(crcs, sector_crcs(&filled(words.into_iter())), "what an intact copy must have");
+    assert_eq!(d.store.stats().crc_errors, 4);
+}
+
+#[test]
 fn an_unreadable_sector_is_corrupt_too() {
     let mut d = fresh(3 << 20);
     assert_eq!(d.call(put(0, 1, one(0))), ShardOutcome::Done);

@@ -8,6 +8,7 @@
 //! - [`request`](mod@request): a client's request comes in, waits for its PG and its object, is answered;
 //! - [`write`](mod@write), [`read`](mod@read), [`ec`](mod@ec): what the primary does;
 //! - [`recovery`](mod@recovery), [`purge`](mod@purge): how copies come to where they should be, and go from elsewhere;
+//! - [`scrub`](mod@scrub): damage is looked for and repaired;
 //! - [`secondary`](mod@secondary): what a member does for a primary;
 //! - [`pg`]: state, locks, peering and recovery of a placement group.
 
@@ -20,6 +21,7 @@ mod purge;
 mod read;
 mod recovery;
 mod request;
+mod scrub;
 mod secondary;
 mod write;
 

@@ -9,6 +9,7 @@ use cluster_proto::wire::Request;
 
 use crate::ec::EcOp;
 use crate::recovery::Recovery;
+use crate::scrub::Scrub;
 
 /// Names an operation: generation and slot. Used as the tag of local store operations and the id of sub-requests.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -73,6 +74,8 @@ pub(crate) enum Kind {
     Secondary { link: LinkId, id: u64 },
     /// Brings an object to the members that lack it.
     Recovery(Box<Recovery>),
+    /// Verifies an object on all members.
+    Scrub(Box<Scrub>),
     /// Something of the cluster's own whose outcome does not matter.
     Background,
     /// Given up; only waits for what our store still does.

@@ -19,6 +19,7 @@ use crate::pg::{Pg, PgSummary};
 use crate::purge::Purge;
 use crate::recovery::RecoveryPace;
 use crate::request::HeldBytes;
+use crate::scrub::ScrubPace;
 use crate::secondary::HeldQuery;
 
 /// How often [`Osd::handle_timeout`] wants to be called. Milliseconds.
@@ -112,6 +113,7 @@ pub struct Osd {
     /// When we last asked for our registration and found it.
     pub(crate) registered: Millis,
     pub(crate) recovery: RecoveryPace,
+    pub(crate) scrub: ScrubPace,
     pub(crate) code: Codes,
     pub(crate) purge: Purge,
     suspects: BTreeSet<Member>,
@@ -144,6 +146,7 @@ impl Osd {
             outputs: VecDeque::new(),
             registered: 0,
             recovery: RecoveryPace::default(),
+            scrub: ScrubPace::default(),
             code: Codes::default(),
             purge: Purge::default(),
             suspects: BTreeSet::new(),
@@ -170,6 +173,7 @@ impl Osd {
             | MapChange::Cluster
             | MapChange::Settings
             | MapChange::Tree
+            | MapChange::Scrub(_)
             | MapChange::Suspicion(_)
             | MapChange::OsdConfig(_) => {}
             MapChange::Pool(pool) => {
@@ -289,6 +293,7 @@ impl Osd {
         self.poll_links(now, shard);
         self.recovery.tick(self.held.len());
         self.poll_pgs(now, shard);
+        self.poll_scrubs(now, shard);
         self.poll_purge(shard);
         self.report_suspects();
         self.start_ready(shard);
@@ -312,7 +317,8 @@ impl Osd {
     /// Counters for the state store. Space and device errors are the driver's to fill in.
     pub fn stats(&self) -> OsdStats {
         let mut stats = self.stats.clone();
-        for pg in self.pgs.values().filter(|pg| pg.is_primary()) {
+        for (id, pg) in self.pgs.iter().filter(|(_, pg)| pg.is_primary()) {
+            stats.scrubs.extend(pg.scrubs.done(*id));
             if pg.is_active() {
                 stats.pgs_active += 1;
                 stats.objects_degraded += pg.missing.len() as u64;
@@ -550,6 +556,7 @@ impl Osd {
             Kind::Client(_) => self.client_step(now, shard, id, from, outcome),
             Kind::Secondary { .. } => self.secondary_finish(shard, id, outcome),
             Kind::Recovery(_) => self.recovery_step(now, shard, id, from, outcome),
+            Kind::Scrub(_) => self.scrub_step(now, shard, id, from, outcome),
             Kind::Background | Kind::Orphan => {
                 if op.is_settled() {
                     self.ops.remove(id);
@@ -562,8 +569,9 @@ impl Osd {
     pub(crate) fn send_to_peer(&mut self, shard: &dyn ShardIndex, id: OpId, peer: usize, shard_op: ShardOp) {
         let Some(op) = self.ops.get_mut(id) else { return };
         let Some(pg) = self.pgs.get_mut(&op.pg) else { return };
+        let mutation = shard_op.is_mutation();
+        pg.scrubs.changes += u64::from(mutation);
         if peer == pg.own() {
-            let mutation = shard_op.is_mutation();
             op.local = if mutation { Local::Mutation } else { Local::Read };
             pg.local_mutations += u32::from(mutation);
             let degraded = pg.is_degraded();

@@ -42,6 +42,11 @@ impl RecoveryPace {
         self.busy = held_requests > 0;
     }
 
+    /// Whether something is being recovered.
+    pub fn is_running(&self) -> bool {
+        self.running > 0
+    }
+
     fn has_room(&self) -> bool {
         self.running < if self.busy { AT_ONCE.1 } else { AT_ONCE.0 }
     }

@@ -281,6 +281,7 @@ impl Osd {
         while let Some(id) = self.ready.pop_front() {
             match self.ops.get_mut(id).map(|op| &op.kind) {
                 Some(Kind::Recovery(_)) => self.recovery_start(shard, id),
+                Some(Kind::Scrub(_)) => self.scrub_start(shard, id),
                 _ => self.start(shard, id),
             }
         }
@@ -342,7 +343,7 @@ impl Osd {
         for (id, op) in self.ops.ids().filter(|(_, op)| op.pg == pg) {
             match &op.kind {
                 Kind::Client(c) => begun.push((c.request.seq, c.client, id)),
-                Kind::Recovery(_) | Kind::Background => others.push(id),
+                Kind::Recovery(_) | Kind::Scrub(_) | Kind::Background => others.push(id),
                 Kind::Secondary { .. } | Kind::Orphan => {}
             }
         }
@@ -351,6 +352,7 @@ impl Osd {
         begun.sort_unstable();
         for id in others {
             self.recovery_dropped(id);
+            self.scrub_dropped(id);
             self.orphan(id);
         }
         let mut waiting = Vec::with_capacity(begun.len());
@@ -368,6 +370,7 @@ impl Osd {
             state.locks.clear();
             state.waiting = waiting.into();
             state.recoveries = 0;
+            state.scrubs.round_ended();
             for missing in state.missing.values_mut() {
                 missing.waiting.clear();
                 missing.running = None;

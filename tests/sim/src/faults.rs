@@ -50,7 +50,7 @@ impl FaultPlan {
 /// Lets one thing go wrong.
 pub fn strike(world: &mut World) {
     let plan = world.faults;
-    match world.rng.below(16) {
+    match world.rng.below(17) {
         0..=2 if plan.crashes => crash_one(world),
         3 if plan.crashes => crash_all(world),
         4 | 5 if plan.network => cut(world),
@@ -82,6 +82,7 @@ pub fn strike(world: &mut World) {
             world.note(|| format!("osd {} cannot reach the state store", osd + 1));
         }
         14 | 15 if plan.moves => reweight(world),
+        16 => world.request_scrub(),
         _ => {}
     }
 }

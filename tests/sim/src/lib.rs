@@ -13,6 +13,7 @@ pub mod faults;
 pub mod net;
 pub mod nodes;
 pub mod rng;
+mod scrubs;
 mod state;
 pub mod workload;
 pub mod world;

@@ -10,7 +10,7 @@ use cluster_proto::auth::{ClusterKey, Credentials};
 use cluster_proto::layout::SECTOR;
 use cluster_proto::limits::BLOCK_SIZE_MIN;
 use cluster_proto::link::LinkId;
-use cluster_proto::map::{Activation, Member, PoolConfig, Scheme};
+use cluster_proto::map::{Activation, Member, OsdStats, PoolConfig, Scheme};
 use cluster_proto::shard::ShardIndex;
 use cluster_proto::wire::{Message, Nonce, Session};
 use cluster_proto::{Epoch, Incarnation, OsdId, PgId, PoolId};
@@ -90,6 +90,10 @@ pub struct Report {
     pub repaired: u64,
     /// Objects recovered in peering.
     pub recovered: u64,
+    /// Objects verified by scrubs.
+    pub scrubbed: u64,
+    /// Damaged sectors that scrubs found.
+    pub scrub_errors: u64,
 }
 
 /// Everything there is.
@@ -114,17 +118,19 @@ pub struct World {
     pub(crate) next_look: Micros,
     pub(crate) control: Control,
     queue: BTreeMap<(Micros, u64), Event>,
-    stamp: u64,
+    pub(crate) stamp: u64,
     tickets: u64,
     records: Vec<Record>,
     shape: Shape,
-    pg_count: u32,
+    pub(crate) pg_count: u32,
     rot_target: usize,
     calm: bool,
     answered: u64,
     crashes: u64,
     repaired: u64,
     recovered: u64,
+    scrubbed: u64,
+    scrub_errors: u64,
     hash: u64,
     trace: VecDeque<String>,
     verbose: bool,
@@ -190,6 +196,8 @@ impl World {
             crashes: 0,
             repaired: 0,
             recovered: 0,
+            scrubbed: 0,
+            scrub_errors: 0,
             hash: 0xcbf2_9ce4_8422_2325,
             trace: VecDeque::new(),
             verbose,
@@ -205,6 +213,7 @@ impl World {
             let to_do = world.rng.range(30, 120) as u32;
             world.add_client(CLIENT_BASE + n as u32, 1, to_do);
         }
+        world.choose_scrubs();
         let first = world.faults.every;
         world.after(first, Event::Fault);
         world
@@ -232,6 +241,7 @@ impl World {
             cores.map(|core| core.held_requests()).sum::<usize>() == 0
         };
         self.run_until(limit, nothing_held).map_err(|e| format!("requests are left over: {e}"))?;
+        self.scrub_everything()?;
         self.settle_counts();
         workload::history(&self.records).check()?;
         Ok(Report {
@@ -241,6 +251,8 @@ impl World {
             crashes: self.crashes,
             repaired: self.repaired,
             recovered: self.recovered,
+            scrubbed: self.scrubbed,
+            scrub_errors: self.scrub_errors,
         })
     }
 
@@ -255,7 +267,7 @@ impl World {
         self.queue.insert((time, self.tickets), event);
     }
 
-    fn run_until(&mut self, limit: Micros, done: impl Fn(&World) -> bool) -> Result<(), String> {
+    pub(crate) fn run_until(&mut self, limit: Micros, done: impl Fn(&World) -> bool) -> Result<(), String> {
         while !done(self) {
             let Some(((time, _), event)) = self.queue.pop_first() else {
                 return Err("nothing happens any more".into());
@@ -401,8 +413,7 @@ impl World {
         self.note(|| format!("osd {} dies, power {power}", osd + 1));
         self.crashes += 1;
         if let Some(core) = &run.core {
-            self.repaired += core.stats().repaired_sectors;
-            self.recovered += core.stats().recovered_objects;
+            self.count(&core.stats());
         }
         if power {
             self.osds[osd].disk.crash(&mut self.rng);
@@ -887,20 +898,27 @@ impl World {
         })
     }
 
-    fn is_member(&self, osd: &OsdNode, pg: PgId) -> bool {
+    pub(crate) fn is_member(&self, osd: &OsdNode, pg: PgId) -> bool {
         let pgs = osd.run.iter().flat_map(|run| &run.core).flat_map(|core| core.pg_summaries());
         pgs.into_iter().any(|summary| summary.pg == pg && summary.acting)
     }
 
+    fn count(&mut self, stats: &OsdStats) {
+        self.repaired += stats.repaired_sectors;
+        self.recovered += stats.recovered_objects;
+        self.scrubbed += stats.scrubbed_objects;
+        self.scrub_errors += stats.scrub_errors;
+    }
+
     fn settle_counts(&mut self) {
-        let mut left = 0;
+        let (mut left, mut stats) = (0, Vec::new());
         for run in self.osds.iter().filter_map(|osd| osd.run.as_ref()) {
             if let Some(core) = &run.core {
-                self.repaired += core.stats().repaired_sectors;
-                self.recovered += core.stats().recovered_objects;
+                stats.push(core.stats());
                 left += core.held_requests();
             }
         }
+        stats.iter().for_each(|stats| self.count(stats));
         let tasks: usize = self.clients.iter().map(|c| c.core.tasks_in_flight()).sum();
         assert_eq!((left, tasks), (0, 0), "requests or operations are left over");
     }

@@ -8,7 +8,10 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::keys;
-use super::{Activation, ClusterSettings, Interval, OsdConfig, OsdState, PgMap, PlacementTree, PoolConfig, Suspicion};
+use super::{
+    Activation, ClusterSettings, Interval, OsdConfig, OsdState, PgMap, PlacementTree, PoolConfig, ScrubRequest,
+    Suspicion,
+};
 use crate::ids::{OsdId, PgId, PoolId};
 
 /// A value or key that breaks the schema.
@@ -62,6 +65,8 @@ pub enum MapChange {
     Osd(OsdId),
     /// Interval, activation or history of a PG.
     Pg(PgId),
+    /// A scrub that an operator asked for.
+    Scrub(PgId),
     /// What an OSD reports of others.
     Suspicion(OsdId),
 }
@@ -87,6 +92,8 @@ pub struct ClusterMap {
     pub activations: BTreeMap<PgId, Activation>,
     /// Past intervals that may have accepted writes.
     pub histories: BTreeMap<PgId, Vec<Interval>>,
+    /// Scrubs that operators asked for; only OSDs watch it.
+    pub scrubs: BTreeMap<PgId, ScrubRequest>,
     /// What OSDs report of others; only monitors watch it.
     pub suspicions: BTreeMap<OsdId, Suspicion>,
 }
@@ -127,8 +134,16 @@ fn number(key: &str, text: &str) -> Result<u32, SchemaError> {
     text.parse().map_err(|_| SchemaError(format!("{key} is not a key of this schema")))
 }
 
+/// A PG as keys name it: pool and index.
+fn pg_number(key: &str, text: &str) -> Result<PgId, SchemaError> {
+    let Some((pool, index)) = text.split_once('/') else {
+        return Err(SchemaError(format!("{key} is not a key of this schema")));
+    };
+    Ok(PgId { pool: PoolId(number(key, pool)?), index: number(key, index)? })
+}
+
 impl ClusterMap {
-    /// Takes one key's new value (`None`: deleted). Keys outside `config/`, `osd/`, `pg/` and `suspect/` change nothing.
+    /// Takes one key's new value (`None`: deleted). Keys outside `config/`, `osd/`, `pg/`, `scrub/` and `suspect/` change nothing.
     ///
     /// # Errors
     /// The key or value breaks the schema; the previous value stays.
@@ -152,6 +167,11 @@ impl ClusterMap {
             let id = OsdId(number(key, rest)?);
             put(&mut self.suspicions, id, key, value, |v| parse(key, v))?;
             return Ok(MapChange::Suspicion(id));
+        }
+        if let Some(rest) = key.strip_prefix(keys::SCRUBS) {
+            let pg = pg_number(key, rest)?;
+            put(&mut self.scrubs, pg, key, value, |v| parse(key, v))?;
+            return Ok(MapChange::Scrub(pg));
         }
         if let Some(rest) = key.strip_prefix(keys::PGS) {
             return self.apply_pg(key, rest, value);
@@ -193,11 +213,10 @@ impl ClusterMap {
     }
 
     fn apply_pg(&mut self, key: &str, rest: &str, value: Option<&[u8]>) -> Result<MapChange, SchemaError> {
-        let parts: Vec<_> = rest.split('/').collect();
-        let [group, pool, index] = parts[..] else {
+        let Some((group, pg)) = rest.split_once('/') else {
             return Err(SchemaError(format!("{key} is not a key of this schema")));
         };
-        let pg = PgId { pool: PoolId(number(key, pool)?), index: number(key, index)? };
+        let pg = pg_number(key, pg)?;
         match group {
             "map" => put(&mut self.pgs, pg, key, value, |v| {
                 let map: PgMap = parse(key, v)?;
@@ -239,6 +258,22 @@ mod tests {
         assert_eq!(map.apply("/blockyard/image/layer/1", Some(b"{}")), Ok(MapChange::None));
         assert_eq!(map.apply(&key, None), Ok(MapChange::Pool(PoolId(1))));
         assert!(map.pools.is_empty());
+    }
+
+    #[test]
+    fn a_scrub_is_asked_for_by_pg() {
+        let mut map = ClusterMap::default();
+        let pg = PgId { pool: PoolId(1), index: 17 };
+        let key = keys::scrub(pg);
+        assert_eq!(key, "/blockyard/scrub/1/17");
+        assert_eq!(map.apply(&key, Some(br#"{"deep":true,"requested":9}"#)), Ok(MapChange::Scrub(pg)));
+        for bad in [&b"{}"[..], br#"{"deep":true}"#] {
+            assert!(map.apply(&key, Some(bad)).is_err());
+        }
+        assert!(map.apply("/blockyard/scrub/1/17/x", Some(b"{}")).is_err());
+        assert_eq!(map.scrubs[&pg], ScrubRequest { deep: true, requested: 9 });
+        assert_eq!(map.apply(&key, None), Ok(MapChange::Scrub(pg)));
+        assert!(map.scrubs.is_empty());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | `config/` | every daemon and client |
 //! | `osd/` | every daemon and client: addresses, bound to a lease |
 //! | `pg/` | every daemon and client; map, activation and history in one range, because their order matters |
+//! | `scrub/` | every OSD |
 //! | `suspect/` | the monitor |
 //! | `image/` | a client watches the single keys of the images it has open |
 //! | `export/` | gateways |
@@ -31,6 +32,8 @@ pub const LAST_OSD: &str = "/blockyard/config/last-osd";
 pub const OSDS: &str = "/blockyard/osd/";
 /// PG maps, activations, history.
 pub const PGS: &str = "/blockyard/pg/";
+/// Scrubs that operators asked for.
+pub const SCRUBS: &str = "/blockyard/scrub/";
 /// Images.
 pub const IMAGES: &str = "/blockyard/image/";
 /// Image metadata, by layer.
@@ -86,6 +89,11 @@ pub fn pg_activation(pg: PgId) -> String {
 /// Past intervals of a PG.
 pub fn pg_history(pg: PgId) -> String {
     format!("{PGS}history/{pg}")
+}
+
+/// The scrub of a PG that an operator asked for last.
+pub fn scrub(pg: PgId) -> String {
+    format!("{SCRUBS}{pg}")
 }
 
 /// Metadata of a layer.

@@ -10,6 +10,7 @@ mod osd;
 mod pg;
 mod pool;
 mod rules;
+mod scrub;
 mod settings;
 mod tree;
 
@@ -19,5 +20,6 @@ pub use osd::{GatewayState, OsdConfig, OsdState, OsdStats, WEIGHT_MAX};
 pub use pg::{Activation, DEAD_MAX, Interval, Member, PgMap, Suspicion};
 pub use pool::{PoolConfig, Scheme};
 pub use rules::{PlacementRules, SCATTER_WIDTH_MAX, TAGS_MAX};
+pub use scrub::{PgScrub, ScrubRequest};
 pub use settings::ClusterSettings;
 pub use tree::{LEVEL_HOST, LEVEL_OSD, PlacementTree, TREE_LEVELS_MAX, TREE_NODES_MAX, TreeNode};

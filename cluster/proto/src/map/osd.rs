@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::PgScrub;
 use super::SchemaError;
 use super::pool::validate_name;
 use super::rules::validate_tags;
@@ -112,6 +113,15 @@ pub struct OsdStats {
     pub recovered_objects: u64,
     /// Objects of PGs this OSD leads that some member lacks.
     pub objects_degraded: u64,
+    /// Objects of PGs this OSD leads that deep scrubs have verified, each time counted.
+    pub scrubbed_objects: u64,
+    /// Damaged sectors, and differences between members, that scrubs of PGs this OSD leads have found.
+    pub scrub_errors: u64,
+    /// Damaged sectors that those scrubs could not repair.
+    pub scrub_unrepaired: u64,
+    /// Scrubs of the PGs this OSD leads that were scrubbed, ascending.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scrubs: Vec<PgScrub>,
     /// PGs this OSD leads and serves.
     pub pgs_active: u32,
     /// PGs this OSD leads and does not serve.

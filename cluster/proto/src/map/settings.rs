@@ -24,6 +24,12 @@ pub struct ClusterSettings {
     /// Bytes per second that one OSD, as primary, recovers or moves; none (the default): as many as clients leave. At least 1 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery_bytes_per_second_max: Option<u64>,
+    /// Time from one light scrub of a PG, which compares what its members have, to the next. Seconds; 60 to 31,536,000 (a year), 0 for
+    /// never, default 86,400 (a day).
+    pub scrub_interval_seconds: u32,
+    /// Time from one deep scrub of a PG, which also reads and verifies everything, to the next. Seconds; 60 to 31,536,000 (a year), 0 for
+    /// never, default 604,800 (a week).
+    pub deep_scrub_interval_seconds: u32,
     /// PGs of the cluster that may move to other OSDs at the same time. 1 to 65,536, default 64.
     pub moving_pgs_max: u32,
 }
@@ -38,6 +44,8 @@ impl Default for ClusterSettings {
             rebalance_paused: false,
             recovery_objects_max: 8,
             recovery_bytes_per_second_max: None,
+            scrub_interval_seconds: 86_400,
+            deep_scrub_interval_seconds: 604_800,
             moving_pgs_max: 64,
         }
     }
@@ -63,6 +71,15 @@ impl ClusterSettings {
         for (name, value, range) in bounds {
             SchemaError::check(range.contains(&value), || {
                 format!("{name} is {value}: give {} to {}", range.start(), range.end())
+            })?;
+        }
+        let intervals = [
+            ("scrub-interval-seconds", self.scrub_interval_seconds),
+            ("deep-scrub-interval-seconds", self.deep_scrub_interval_seconds),
+        ];
+        for (name, seconds) in intervals {
+            SchemaError::check(seconds == 0 || (60..=31_536_000).contains(&seconds), || {
+                format!("{name} is {seconds}: give 60 to 31536000, or 0 for never")
             })?;
         }
         let rate = self.recovery_bytes_per_second_max;
@@ -93,6 +110,13 @@ mod tests {
         assert!(fault(r#"{"down-out-seconds":1}"#).contains("10 to 604800"));
         assert!(fault(r#"{"recovery-objects-max":0}"#).contains("1 to 256"));
         assert!(fault(r#"{"moving-pgs-max":0}"#).contains("1 to 65536"));
+        assert!(fault(r#"{"scrub-interval-seconds":59}"#).contains("60 to 31536000, or 0"));
+        assert!(
+            fault(r#"{"deep-scrub-interval-seconds":31536001}"#).contains("deep-scrub-interval-seconds is 31536001")
+        );
+        let never: ClusterSettings =
+            serde_json::from_str(r#"{"scrub-interval-seconds":0,"deep-scrub-interval-seconds":0}"#).unwrap();
+        assert_eq!(never.validate(), Ok(()));
         assert!(fault(r#"{"recovery-bytes-per-second-max":1}"#).contains("1048576"));
     }
 }

@@ -169,6 +169,7 @@ fn code(op: &ShardOp) -> u8 {
         ShardOp::Commit { .. } => 13,
         ShardOp::Rollback { .. } => 14,
         ShardOp::Drop { .. } => 15,
+        ShardOp::Verify { .. } => 16,
     }
 }
 
@@ -195,7 +196,7 @@ impl SubRequest {
             | ShardOp::Rollback { version, .. }
             | ShardOp::Drop { version, .. }
             | ShardOp::Collect { version, .. } => (SectorRange::new(0, 0), *version, Origin::NONE),
-            ShardOp::Fetch { .. } | ShardOp::FetchPart { .. } | ShardOp::Sync => {
+            ShardOp::Fetch { .. } | ShardOp::FetchPart { .. } | ShardOp::Verify { .. } | ShardOp::Sync => {
                 (SectorRange::new(0, 0), Version::NONE, Origin::NONE)
             }
         };
@@ -312,6 +313,7 @@ impl SubRequest {
             13 => ShardOp::Commit { object, version },
             14 => ShardOp::Rollback { object, version },
             15 => ShardOp::Drop { object, version },
+            16 => ShardOp::Verify { object },
             _ => return Err(r.error("shard operation code")),
         };
         let pg = PgId { pool, index: raw.pg.get() };

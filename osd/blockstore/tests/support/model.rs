@@ -155,7 +155,11 @@ impl Model {
             ShardOp::Rollback { version, .. } if self.version(&id) == *version => self.rollback(id),
             ShardOp::Drop { version, .. } if self.version(&id) == *version => _ = self.objects.remove(&id),
             ShardOp::Commit { .. } | ShardOp::Rollback { .. } | ShardOp::Drop { .. } => {}
-            ShardOp::Read { .. } | ShardOp::Fetch { .. } | ShardOp::FetchPart { .. } | ShardOp::Sync => {}
+            ShardOp::Read { .. }
+            | ShardOp::Fetch { .. }
+            | ShardOp::FetchPart { .. }
+            | ShardOp::Verify { .. }
+            | ShardOp::Sync => {}
         }
     }
 

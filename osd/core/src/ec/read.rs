@@ -20,7 +20,7 @@ use crate::osd::Osd;
 use crate::pg::Pg;
 
 impl EcOp {
-    fn new(purpose: Purpose, rows: SectorRange, reads: Vec<ShardRead>, rebuilds: bool) -> Self {
+    pub(crate) fn new(purpose: Purpose, rows: SectorRange, reads: Vec<ShardRead>, rebuilds: bool) -> Self {
         Self { purpose, rows, reads, rebuilds, version: Version::NONE, damage: None, failed: false }
     }
 
@@ -147,7 +147,7 @@ impl Osd {
     }
 
     /// Computes all rows of some shards from those that were read.
-    pub(super) fn compute(&mut self, scheme: cluster_proto::map::Scheme, ec: &EcOp, wanted: &[u8]) -> Vec<ShardRead> {
+    pub(crate) fn compute(&mut self, scheme: cluster_proto::map::Scheme, ec: &EcOp, wanted: &[u8]) -> Vec<ShardRead> {
         let Some(code) = self.code.get(scheme).filter(|_| !wanted.is_empty()) else { return Vec::new() };
         let present: Vec<(usize, &[u8])> =
             ec.reads.iter().filter_map(|read| Some((usize::from(read.part), &read.got.as_ref()?.0[..]))).collect();

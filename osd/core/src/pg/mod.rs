@@ -18,6 +18,7 @@ use cluster_proto::shard::ShardOp;
 use cluster_proto::wire::SubRequest;
 
 use crate::op::{OpId, PeerMask, bits};
+use crate::scrub::PgScrubs;
 use crate::secondary::HeldQuery;
 
 pub(crate) use dirty::DirtyMap;
@@ -109,6 +110,7 @@ pub(crate) struct Pg {
     pub retry_at: Millis,
     /// Recoveries under way.
     pub recoveries: u32,
+    pub scrubs: PgScrubs,
     /// What changed here while not all were present.
     pub dirty: DirtyMap,
     /// Staged changes that are on all members and can be committed.
@@ -148,6 +150,7 @@ impl Pg {
             cursor: None,
             retry_at: 0,
             recoveries: 0,
+            scrubs: PgScrubs::default(),
             dirty: DirtyMap::default(),
             commits: Vec::new(),
         }

@@ -77,7 +77,8 @@ pub(crate) struct Listing {
 }
 
 impl Pg {
-    fn query_message(&self) -> PeerQuery {
+    /// What is asked of the members of the present round.
+    pub(crate) fn query_message(&self) -> PeerQuery {
         PeerQuery { pg: self.id, epoch: self.map.epoch, round: self.round }
     }
 
@@ -101,6 +102,7 @@ impl Pg {
         self.peers.clear();
         self.own = 0;
         if self.map.primary() != Some(us) {
+            self.scrubs.lost();
             return;
         }
         let members = self.map.members();
@@ -334,6 +336,8 @@ impl Osd {
             querying.parts[number] = info.parts;
             querying.lease_ms = querying.lease_ms.max(info.lease_ms.into());
             self.compare_digests(now, shard, info.query.pg);
+        } else if pg.is_active() {
+            self.scrub_compared(now, shard, info.query.pg, number, &info);
         }
     }
 
