@@ -112,6 +112,11 @@ impl<I: Copy + PartialEq> Locks<I> {
         started
     }
 
+    /// Whether anything holds the object, or waits for it.
+    pub fn is_held(&self, object: &ObjectId) -> bool {
+        self.queues.contains_key(object)
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.queues.clear();

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use cluster_proto::PgId;
 use cluster_proto::shard::{Buckets, ObjectHead, ShardIndex, ShardOp};
+use cluster_proto::{ObjectId, PgId};
 
 use crate::op::{Kind, Local};
 use crate::osd::{Osd, Output};
@@ -23,7 +23,10 @@ impl Osd {
         let known_pool = self.map.pools.contains_key(&id.pool);
         let leads = self.pgs.get(&id).is_some_and(|pg| pg.is_writable() && pg.missing.is_empty());
         if known_pool && leads && self.is_complete(id) {
-            for tombstone in shard.tombstones(id) {
+            // A delete that is under way may be here and not yet on all members: it is collected when it is.
+            let under_way = |object: &ObjectId| self.pgs.get(&id).is_none_or(|pg| pg.locks.is_held(&object.whole()));
+            let tombstones: Vec<_> = shard.tombstones(id).into_iter().filter(|t| !under_way(&t.object)).collect();
+            for tombstone in tombstones {
                 self.collect(shard, id, tombstone.object.whole(), tombstone.version);
             }
         }
