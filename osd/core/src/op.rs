@@ -58,6 +58,7 @@ pub(crate) struct ClientOp {
     pub stage: Stage,
     /// Holds the whole object for a repair.
     pub exclusive: bool,
+    /// Of a change: the version it makes. Of a read: the one copies must have ([`crate::pg::Pg::shown_version`]), or none.
     pub version: Version,
     pub failed: Option<Status>,
     /// Its pool is erasure-coded.

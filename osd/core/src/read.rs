@@ -28,6 +28,7 @@ impl Osd {
         if pg.is_coded() {
             return self.ec_read_start(shard, id);
         }
+        client_op.version = pg.shown_version(shard, &object).unwrap_or(Version::NONE);
         // If nobody has the object it does not exist, which our store says as well as any.
         let from = pg.sources(&object).next().unwrap_or(pg.own());
         self.send_to_peer(shard, id, from, ShardOp::Read { object, sectors });
@@ -42,9 +43,20 @@ impl Osd {
         outcome: ShardOutcome,
     ) {
         match outcome {
+            ShardOutcome::Read { version, .. } if self.is_outdated(id, version) => self.read_again(id),
             ShardOutcome::Read { version, data, crcs } => self.read_answer(now, shard, id, version, data, crcs),
             other => self.read_failed(shard, id, from, other),
         }
+    }
+
+    /// Whether a copy that was read for a request does not have the version that counts.
+    pub(crate) fn is_outdated(&mut self, id: OpId, version: Version) -> bool {
+        self.ops.client_mut(id).is_some_and(|op| op.version != Version::NONE && op.version != version)
+    }
+
+    /// The object was recovered, and the copy we asked for dropped, while we were reading it: the client asks again.
+    pub(crate) fn read_again(&mut self, id: OpId) {
+        self.finish(id, Status::Retry, Version::NONE, ReplyBody::Empty);
     }
 
     /// Answers a read, or goes on with a compare-and-write, if nobody can have taken our place.

@@ -81,6 +81,8 @@ pub(crate) struct EcOp {
     /// Damage that was found: the shard, who serves it, the first damaged sectors.
     pub damage: Option<(u8, usize, SectorRange)>,
     pub failed: bool,
+    /// A shard does not have the version that counts (any more).
+    pub outdated: bool,
 }
 
 impl Pg {

@@ -21,7 +21,7 @@ use crate::pg::Pg;
 
 impl EcOp {
     pub(crate) fn new(purpose: Purpose, rows: SectorRange, reads: Vec<ShardRead>, rebuilds: bool) -> Self {
-        Self { purpose, rows, reads, rebuilds, version: Version::NONE, damage: None, failed: false }
+        Self { purpose, rows, reads, rebuilds, version: Version::NONE, damage: None, failed: false, outdated: false }
     }
 
     /// Reads of these parts of data shards, or of what they can be computed from. None: too few shards can be read.
@@ -66,16 +66,18 @@ impl Osd {
 
     /// Asks for the shards of a plan.
     pub(crate) fn ec_gather(&mut self, shard: &dyn ShardIndex, id: OpId, plan: Option<EcOp>) {
-        let Some(client_op) = self.ops.client_mut(id) else { return };
-        let object = client_op.request.object;
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let (Some(pg), Kind::Client(client_op)) = (self.pgs.get(&op.pg), &mut op.kind) else { return };
+        let (object, own) = (client_op.request.object, pg.own());
+        let shown = pg.shown_version(shard, &object);
         let Some(plan) = plan else {
             // Peering found enough: somebody was lost since, and the round is about to end.
             return self.finish(id, Status::Retry, Version::NONE, ReplyBody::Empty);
         };
         client_op.stage = Stage::Reading;
+        client_op.version = shown.unwrap_or(Version::NONE);
         let asks: Vec<_> = plan.reads.iter().map(|read| (read.part, read.peer, read.sectors)).collect();
         client_op.ec = Some(Box::new(plan));
-        let own = self.ops.get_mut(id).and_then(|op| self.pgs.get(&op.pg)).map_or(0, Pg::own);
         let (ours, others): (Vec<_>, Vec<_>) = asks.into_iter().partition(|(_, peer, _)| *peer == own);
         for (part, peer, sectors) in others.into_iter().chain(ours) {
             self.send_to_peer(shard, id, peer, ShardOp::Read { object: object.shard(part), sectors });
@@ -94,11 +96,13 @@ impl Osd {
         let Some(op) = self.ops.get_mut(id) else { return };
         let settled = op.is_settled();
         let Kind::Client(client_op) = &mut op.kind else { return };
+        let wanted = client_op.version;
         let Some(ec) = &mut client_op.ec else { return };
         let Some(read) = ec.reads.iter_mut().find(|read| read.peer == from && read.got.is_none()) else { return };
         match outcome {
             ShardOutcome::Read { version, data, crcs } => {
                 ec.version = ec.version.max(version);
+                ec.outdated |= wanted != Version::NONE && version != wanted;
                 read.got = Some((data, crcs));
             }
             ShardOutcome::Corrupt { sectors, .. } if !sectors.is_empty() => {
@@ -120,6 +124,9 @@ impl Osd {
         if ec.failed {
             let pg = self.ops.get_mut(id).map(|op| op.pg);
             return pg.map_or((), |pg| self.pg_fail(now, pg, "a shard could not be read"));
+        }
+        if ec.outdated {
+            return self.read_again(id);
         }
         match ec.purpose {
             Purpose::Read => self.ec_read_finish(now, shard, id, &ec),

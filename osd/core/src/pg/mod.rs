@@ -14,7 +14,7 @@ use cluster_proto::ids::{Epoch, ObjectId, OsdId, PgId, Version};
 use cluster_proto::link::{LinkId, Millis};
 use cluster_proto::locks::Locks;
 use cluster_proto::map::{Interval, Member, PgMap, Scheme};
-use cluster_proto::shard::ShardOp;
+use cluster_proto::shard::{ShardIndex, ShardOp};
 use cluster_proto::wire::SubRequest;
 
 use crate::op::{OpId, PeerMask, bits};
@@ -264,6 +264,15 @@ impl Pg {
         let mask = self.missing.get(object).map_or(self.acting(), Missing::holders);
         let own = (mask >> self.own & 1 == 1).then_some(self.own);
         own.into_iter().chain(bits(mask & !(1 << self.own)))
+    }
+
+    /// The version a copy of an object must have to be shown, if the object exists. An OSD outside the acting set may drop its copy at any
+    /// moment: what it reads then is nothing, not zeroes.
+    pub fn shown_version(&self, shard: &dyn ShardIndex, object: &ObjectId) -> Option<Version> {
+        if let Some(missing) = self.missing.get(object) {
+            return (!missing.deleted && missing.version != Version::NONE).then_some(missing.version);
+        }
+        shard.head(&self.name_at(*object, self.own)).filter(|head| !head.deleted).map(|head| head.version)
     }
 
     /// As a member: belongs to this round from now on, and to no older one.
