@@ -6,6 +6,7 @@ use cluster_proto::layout::SectorRange;
 use cluster_proto::link::LinkId;
 use cluster_proto::status::Status;
 use cluster_proto::wire::Request;
+use smallvec::SmallVec;
 
 use crate::ec::EcOp;
 use crate::recovery::Recovery;
@@ -52,7 +53,9 @@ pub(crate) enum Stage {
 
 #[derive(Debug)]
 pub(crate) struct ClientOp {
-    pub link: LinkId,
+    /// Connections on which copies of the request came. The answer goes to all: a copy on a connection that the client has given up
+    /// may arrive after the one on its new connection.
+    pub links: SmallVec<[LinkId; 2]>,
     pub client: ClientId,
     pub request: Request,
     pub stage: Stage,
@@ -138,6 +141,13 @@ impl Ops {
         *generation = generation.wrapping_add(1).max(1);
         self.free.push(index as u32);
         Some(taken)
+    }
+
+    /// All operations, in slot order.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (OpId, &mut Op)> {
+        self.slots.iter_mut().enumerate().filter_map(|(index, (generation, op))| {
+            op.as_mut().map(|op| (OpId(u64::from(*generation) << 32 | index as u64), op))
+        })
     }
 
     /// Ids of all operations, in slot order.

@@ -4,8 +4,8 @@
 //! `sync.rs` here.
 //!
 //! A request waits twice: until its PG is active, and until no overlapping request is before it on its object. It is
-//! known by (client, number) as long as it is held, so that a copy that arrives on a new connection only redirects the
-//! answer.
+//! known by (client, number) as long as it is held, so that a copy that arrives on a new connection is answered as
+//! well.
 
 use cluster_proto::ids::{ClientId, ObjectId};
 use cluster_proto::layout::SectorRange;
@@ -16,6 +16,7 @@ use cluster_proto::shard::{Allocation, RequestState, ShardIndex, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{Message, Reply, ReplyBody, Request, RequestOp};
 use cluster_proto::{PgId, Version};
+use smallvec::smallvec;
 
 use crate::op::{ClientOp, Kind, Local, OpId, Stage};
 use crate::osd::Osd;
@@ -68,8 +69,8 @@ impl Osd {
         request: Request,
     ) {
         if let Some(&id) = self.held.get(&(client, request.seq)) {
-            if let Some(op) = self.ops.client_mut(id) {
-                op.link = link;
+            if let Some(op) = self.ops.client_mut(id).filter(|op| !op.links.contains(&link)) {
+                op.links.push(link);
             }
             return;
         }
@@ -81,7 +82,7 @@ impl Osd {
         self.held_bytes.add(&request.op);
         let key = (client, request.seq);
         let op = ClientOp {
-            link,
+            links: smallvec![link],
             client,
             request,
             stage: Stage::Waiting,
@@ -267,12 +268,20 @@ impl Osd {
         self.count(&client_op, status);
         self.held.remove(&(client_op.client, client_op.request.seq));
         self.held_bytes.remove(&client_op.request.op);
-        self.send(client_op.link, Message::Reply(Reply { seq: client_op.request.seq, status, version, body }));
+        self.reply(&client_op.links, Reply { seq: client_op.request.seq, status, version, body });
         if let Some(state) = self.pgs.get_mut(&op.pg)
             && hold_of(&client_op, id).is_some()
         {
             self.ready.extend(state.locks.release(client_op.request.object, id));
         }
+    }
+
+    fn reply(&mut self, links: &[LinkId], reply: Reply) {
+        let Some((last, others)) = links.split_last() else { return };
+        for link in others {
+            self.send(*link, Message::Reply(reply.clone()));
+        }
+        self.send(*last, Message::Reply(reply));
     }
 
     /// Starts what was unlocked during the present input. Not done on the spot: a long queue of requests that end at
@@ -309,12 +318,12 @@ impl Osd {
     /// The connection is gone: requests that have not begun will be sent again on a new one, if the client lives.
     pub(crate) fn drop_unstarted(&mut self, link: LinkId) {
         let mut ids: Vec<_> = Vec::new();
-        for (id, op) in self.ops.ids() {
-            if let Kind::Client(c) = &op.kind
-                && c.link == link
-                && c.stage == Stage::Waiting
-            {
-                ids.push((id, op.pg));
+        for (id, op) in self.ops.iter_mut() {
+            if let Kind::Client(c) = &mut op.kind {
+                c.links.retain(|other| *other != link);
+                if c.links.is_empty() && c.stage == Stage::Waiting {
+                    ids.push((id, op.pg));
+                }
             }
         }
         for (id, pg) in ids {
@@ -360,8 +369,8 @@ impl Osd {
             if stays_primary {
                 waiting.push(self.restart(pg, id));
             } else if let Some(op) = self.ops.client_mut(id) {
-                let (link, seq) = (op.link, op.request.seq);
-                self.send(link, Message::Reply(Reply::status(seq, Status::Retry)));
+                let (links, seq) = (std::mem::take(&mut op.links), op.request.seq);
+                self.reply(&links, Reply::status(seq, Status::Retry));
                 let fresh = self.restart_orphan(pg, id);
                 self.forget(fresh);
             }
