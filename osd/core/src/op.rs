@@ -55,7 +55,7 @@ pub(crate) enum Stage {
 pub(crate) struct ClientOp {
     /// Connections on which copies of the request came. The answer goes to all: a copy on a connection that the client has given up
     /// may arrive after the one on its new connection.
-    pub links: SmallVec<[LinkId; 2]>,
+    pub links: SmallVec<[LinkId; 1]>,
     pub client: ClientId,
     pub request: Request,
     pub stage: Stage,
