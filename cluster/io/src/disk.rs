@@ -49,6 +49,8 @@ pub(crate) struct Disk {
     /// Operations with the kernel: while there are some, the slot and its descriptor stay.
     pub(crate) in_flight: usize,
     pub(crate) closed: bool,
+    /// A file of a file system in memory: writing to it never waits, and the ring would hand each write to a thread of its own.
+    pub(crate) in_memory: bool,
     /// The device has no discard command (before Linux 6.12): punch instead.
     pub(crate) punch_only: bool,
 }
@@ -70,11 +72,13 @@ pub(crate) fn open(path: &Path, options: &DiskOptions) -> Result<(Disk, DiskInfo
         file.set_len(bytes).map_err(|e| failed("extend", e))?;
     }
     let bytes = (&file).seek(SeekFrom::End(0)).map_err(|e| failed("find the size of", e))?;
+    let looked = |e| failed("look at the file system of", e);
+    let in_memory = !is_block_device && is_in_memory(&file).map_err(looked)?;
     let info = match is_block_device {
         true => device_info(&meta, bytes, direct),
-        false => file_info(&file, bytes, direct).map_err(|e| failed("look at the file system of", e))?,
+        false => file_info(bytes, direct, in_memory),
     };
-    Ok((Disk { file, is_block_device, in_flight: 0, closed: false, punch_only: !is_block_device }, info))
+    Ok((Disk { file, is_block_device, in_flight: 0, closed: false, in_memory, punch_only: !is_block_device }, info))
 }
 
 fn refuse_unsuitable(path: &Path) -> Result<(), Error> {
@@ -133,10 +137,9 @@ fn locked(path: &Path, why: &str) -> Error {
     Error::new(ErrorKind::Locked, format!("cannot use {}: {why}", path.display()), None)
 }
 
-fn file_info(file: &File, bytes: u64, direct: bool) -> io::Result<DiskInfo> {
+fn file_info(bytes: u64, direct: bool, in_memory: bool) -> DiskInfo {
     let logical_block = if direct { 4096 } else { 1 };
-    let flush_needed = !is_in_memory(file)?;
-    Ok(DiskInfo { bytes, is_block_device: false, logical_block, flush_needed, direct, discard: true })
+    DiskInfo { bytes, is_block_device: false, logical_block, flush_needed: !in_memory, direct, discard: true }
 }
 
 fn is_in_memory(file: &File) -> io::Result<bool> {

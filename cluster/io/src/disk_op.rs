@@ -1,6 +1,7 @@
 //! Operations on disks, from the request over short transfers to the event.
 #![allow(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 
@@ -17,6 +18,8 @@ use crate::slots::{SlotId, Slots};
 
 /// Pieces of one vectored write (the kernel's limit); more are continued.
 const PIECES_MAX: usize = 1024;
+/// The longest write to memory that is done at once instead of by the kernel's threads. Bytes.
+const AT_ONCE_MAX: usize = 256 << 10;
 /// Boxes kept for reuse.
 const SPARE_MAX: usize = 1024;
 
@@ -65,6 +68,8 @@ pub(crate) struct Disks {
     #[expect(clippy::vec_box, reason = "the kernel holds pointers into operations")]
     spare: Vec<Box<DiskOp>>,
     ops: Slots<Box<DiskOp>>,
+    /// Writes to memory, to be done in this turn.
+    at_once: VecDeque<SlotId>,
 }
 
 impl Disks {
@@ -151,6 +156,9 @@ impl Disks {
             }
             Work::Write(data) => {
                 fill_list(data, op.done, &mut op.list);
+                if disk.in_memory && op.list.iter().map(|v| v.iov_len).sum::<usize>() <= AT_ONCE_MAX {
+                    return self.at_once.push_back(id);
+                }
                 // SAFETY: the slot keeps the buffers and the list, unchanged, until `handle` sees the completion;
                 // buffers are immutable and the box keeps the operation in place.
                 unsafe { op::disk_write(ring, id, fd, at, &op.list) }
@@ -161,10 +169,32 @@ impl Disks {
         }
     }
 
+    /// Whether [`Disks::write_at_once`] has something to do.
+    pub(crate) fn has_at_once(&self) -> bool {
+        !self.at_once.is_empty()
+    }
+
+    /// Does the writes to memory. After the ring was entered, so that what others wait for is on its way.
+    pub(crate) fn write_at_once(&mut self, core: &mut Core) {
+        while let Some(id) = self.at_once.pop_front() {
+            let Some((op, disk)) = self.ops.get(id).and_then(|op| Some((op, self.disks.get(op.disk.0)?))) else {
+                continue;
+            };
+            let at = (op.offset + op.done as u64) as i64;
+            // SAFETY: the list, just filled, describes buffers that the operation owns.
+            let written = unsafe { libc::pwritev(disk.fd(), op.list.as_ptr(), op.list.len() as i32, at) };
+            let outcome = usize::try_from(written).map_err(|_| io::Error::last_os_error());
+            self.handle_outcome(core, id, outcome);
+        }
+    }
+
     pub(crate) fn handle(&mut self, core: &mut Core, completion: Completion) {
-        let id = completion.key.slot;
+        self.handle_outcome(core, completion.key.slot, completion.outcome());
+    }
+
+    fn handle_outcome(&mut self, core: &mut Core, id: SlotId, outcome: io::Result<usize>) {
         let Some(op) = self.ops.get_mut(id) else { return };
-        match (completion.outcome(), &op.work) {
+        match (outcome, &op.work) {
             (Err(e), _) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => self.submit(core, id),
             (Err(e), Work::Discard { .. }) => self.discard_failed(core, id, e),
             (Err(e), _) => self.finish(core, id, Err(e)),

@@ -304,6 +304,7 @@ impl Reactor {
         let (want, timeout) = self.patience(until);
         self.net.flush(&mut self.core);
         self.core.ring.enter(want, timeout).map_err(|e| Error::os("cannot enter io_uring", e))?;
+        self.disks.write_at_once(&mut self.core);
         self.core.now = Instant::now();
         self.harvest();
         self.net.settle(&mut self.core);
@@ -343,7 +344,7 @@ impl Reactor {
     }
 
     fn patience(&mut self, until: Option<Instant>) -> (u32, Option<Duration>) {
-        if !self.core.events.is_empty() || self.net.is_unsettled() {
+        if !self.core.events.is_empty() || self.net.is_unsettled() || self.disks.has_at_once() {
             return (0, None);
         }
         let deadline = [until, self.net.deadline(), self.listeners.deadline()].into_iter().flatten().min();

@@ -4,12 +4,13 @@
 //! flush that began after that has completed (at once on a write-through device); only then is it executed on the
 //! index and reported. A durable LSN is *recorded* when a log block that carries it is itself durable.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use buffer::Buffer;
 use cluster_proto::Status;
 use cluster_proto::ids::{ObjectId, Version};
 use cluster_proto::shard::{ObjectHead, ShardOutcome};
+use rustc_hash::FxHashMap;
 
 use crate::device::{DeviceError, DeviceOp};
 use crate::extent::{Run, Runs};
@@ -117,7 +118,7 @@ pub(crate) struct Commit {
     pub recorded: Lsn,
     /// Log blocks below this are durable.
     pub durable_seq: u64,
-    pub newest: HashMap<ObjectId, Newest>,
+    pub newest: FxHashMap<ObjectId, Newest>,
     /// (n, m): entry n is resolved by entry m, see `announced`.
     pub resolutions: VecDeque<(Lsn, Lsn)>,
     /// Completed when everything up to the LSN is durable.

@@ -75,7 +75,7 @@ impl Extent {
     }
 
     /// Whether `next` goes on where this ends, in the object and on the device.
-    fn is_followed_by(self, next: Extent) -> bool {
+    pub fn is_followed_by(self, next: Extent) -> bool {
         self.sectors().end() == next.sectors().start && self.run().end() == next.run().start
     }
 
@@ -110,6 +110,24 @@ pub fn sector_count(extents: &[Extent]) -> u32 {
     extents.iter().map(|e| e.sectors().count).sum()
 }
 
+/// Where `sector` of an object is among its `count` ascending extents, which hold `held` sectors: the number of the first extent that ends
+/// behind it, and how many sectors those before it hold.
+pub fn seek(count: usize, held: usize, sector: u32, extent: impl Fn(usize) -> SectorRange) -> (usize, usize) {
+    let (mut from, mut to) = (0, count);
+    while from < to {
+        let middle = from.midpoint(to);
+        if extent(middle).end() <= sector { from = middle + 1 } else { to = middle }
+    }
+    let is_dense = count > 0 && extent(count - 1).end() as usize == held;
+    let before = match from {
+        0 => 0,
+        // Without holes, as many as there are sectors.
+        n if is_dense => extent(n - 1).end() as usize,
+        n => (0..n).map(|i| extent(i).count as usize).sum(),
+    };
+    (from, before)
+}
+
 /// An object's extents with one checksum per sector held: the editable form of what the arena packs.
 #[derive(Default, Debug, Clone, PartialEq)]
 pub struct ExtentList {
@@ -136,16 +154,36 @@ impl ExtentList {
         self.crcs.extend_from_slice(crcs);
     }
 
-    /// Appends the parts of `old` that lie in `range`.
+    /// The extents that `range` touches, and how many sectors lie before them.
+    fn touched(&self, range: SectorRange) -> (&[Extent], usize) {
+        let (first, before) = seek(self.extents.len(), self.crcs.len(), range.start, |i| self.extents[i].sectors());
+        let rest = &self.extents[first..];
+        (&rest[..rest.partition_point(|e| e.sectors().start < range.end())], before)
+    }
+
+    /// Appends the parts of `old` that lie in `range`. Only the first and the last may be cut, and only the first may join.
     fn push_parts(&mut self, old: &ExtentList, range: SectorRange) {
-        let mut at = 0;
-        for &extent in &old.extents {
-            if let Some(part) = extent.part(range) {
-                let first = at + (part.sectors().start - extent.sectors().start) as usize;
-                self.push(part, &old.crcs[first..first + part.sectors().count as usize]);
-            }
-            at += extent.sectors().count as usize;
+        let (touched, mut at) = old.touched(range);
+        let (cut, whole) = touched.split_at(touched.len().min(1));
+        let (whole, last) = whole.split_at(whole.len().saturating_sub(1));
+        for extent in cut {
+            at += self.push_part(old, *extent, at, range);
         }
+        let count = sector_count(whole) as usize;
+        self.extents.extend_from_slice(whole);
+        self.crcs.extend_from_slice(&old.crcs[at..at + count]);
+        for extent in last {
+            self.push_part(old, *extent, at + count, range);
+        }
+    }
+
+    /// Appends the part of an extent of `old` that lies in `range`. Its checksums begin at `at`; returns how many they are.
+    fn push_part(&mut self, old: &ExtentList, extent: Extent, at: usize, range: SectorRange) -> usize {
+        if let Some(part) = extent.part(range) {
+            let first = at + (part.sectors().start - extent.sectors().start) as usize;
+            self.push(part, &old.crcs[first..first + part.sectors().count as usize]);
+        }
+        extent.sectors().count as usize
     }
 
     /// Makes this the content of `old` with `ranges` (ascending, disjoint) replaced by `new`, whose extents lie in them;
@@ -162,7 +200,7 @@ impl ExtentList {
                 self.push(extent, &crcs[at..at + count]);
                 at += count;
             }
-            freed.extend(old.extents.iter().filter_map(|e| e.part(*range)).map(Extent::run));
+            freed.extend(old.touched(*range).0.iter().filter_map(|e| e.part(*range)).map(Extent::run));
             kept = range.end();
         }
         self.push_parts(old, SectorRange::new(kept, SECTORS_PER_OBJECT_MAX - kept));

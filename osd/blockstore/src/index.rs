@@ -15,7 +15,7 @@ use cluster_proto::shard::{ObjectHead, digest_bucket};
 
 use crate::arena::{Arena, Slot};
 use crate::digest::DigestTable;
-use crate::extent::{Extent, ExtentList, are_valid, sector_count};
+use crate::extent::{Extent, ExtentList, are_valid, sector_count, seek};
 use crate::format::checkpoint::{
     ContentWriter, OBJECT_BYTES_MAX, SECTOR_BYTES_MAX, Senseless, StoredObject, UNDO_BYTES_MAX, extents_of,
 };
@@ -151,8 +151,10 @@ impl<'a> ObjectView<'a> {
     /// The parts of its extents that lie in `range`, each with its checksums.
     pub fn parts(&self, range: SectorRange) -> impl Iterator<Item = (Extent, &'a [u32])> + use<'a> {
         let crcs = self.crcs();
-        let mut at = 0;
-        self.extents().filter_map(move |extent| {
+        let (words, _) = self.words[..2 * self.extents].as_chunks::<2>();
+        let (number, mut at) = seek(words.len(), crcs.len(), range.start, |i| unpack(&words[i]).sectors());
+        let touched = words[number..].iter().map(unpack).take_while(move |e| e.sectors().start < range.end());
+        touched.filter_map(move |extent| {
             let first = at;
             at += extent.sectors().count as usize;
             let part = extent.part(range)?;

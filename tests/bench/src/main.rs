@@ -40,6 +40,12 @@ struct Arguments {
     /// Size of the image. Bytes.
     #[arg(long, default_value_t = 1 << 30)]
     size: u64,
+    /// Only the cases whose names contain this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Through which doors.
+    #[arg(long, value_delimiter = ',', default_value = "nbd,library")]
+    doors: Vec<String>,
     /// Also write the figures to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -111,7 +117,7 @@ fn main() -> Result<()> {
         fill(&mut library, arguments.size)?;
         let mut nbd = nbd::Nbd::connect(cluster.nbd, IMAGE, payload)?;
         let mut echo = echo::Echo::connect(server.address)?;
-        for case in CASES {
+        for case in CASES.into_iter().filter(|case| case.name.contains(&arguments.only)) {
             eprintln!("{scheme}: {}", case.name);
             rows.extend(measure(&arguments, scheme, case, &cluster, &mut echo, &mut nbd, &mut library)?);
         }
@@ -165,14 +171,19 @@ fn measure(
     echo: &mut echo::Echo,
     nbd: &mut nbd::Nbd,
     library: &mut library::Library,
-) -> Result<[Row; 2]> {
+) -> Result<Vec<Row>> {
+    let wanted = |door: &str| arguments.doors.iter().any(|wanted| wanted == door);
     let time = Duration::from_secs_f64(arguments.seconds);
     let (mut echoes, mut through_nbd, mut through_library) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..arguments.runs.max(1) {
         // In turn, so that a machine that changes its speed changes it for all three.
         echoes.push(load::run(echo, case, arguments.size, time / 2)?);
-        through_nbd.push(observed(cluster, nbd, case, arguments.size, time)?);
-        through_library.push(observed(cluster, library, case, arguments.size, time)?);
+        if wanted("nbd") {
+            through_nbd.push(observed(cluster, nbd, case, arguments.size, time)?);
+        }
+        if wanted("library") {
+            through_library.push(observed(cluster, library, case, arguments.size, time)?);
+        }
     }
     let row = |door, runs: &[Run]| {
         let of = |f: &dyn Fn(&Run) -> f64| median(runs.iter().map(f).collect());
@@ -199,7 +210,8 @@ fn measure(
             rate_ratio: iops / echo_rate,
         }
     };
-    Ok([row("nbd", &through_nbd), row("library", &through_library)])
+    let doors = [("nbd", &through_nbd), ("library", &through_library)];
+    Ok(doors.into_iter().filter(|(_, runs)| !runs.is_empty()).map(|(door, runs)| row(door, runs)).collect())
 }
 
 fn observed(cluster: &Cluster, target: &mut impl Target, case: Case, size: u64, time: Duration) -> Result<Run> {

@@ -3,7 +3,7 @@
 use cluster_proto::shard::ObjectHead;
 
 use super::{Index, Place, Undo, unpack, words_of};
-use crate::extent::Runs;
+use crate::extent::{Runs, seek};
 use crate::format::log::{Change, Kind};
 
 /// What executing a change did.
@@ -88,7 +88,7 @@ impl Index {
         Effect { freed, refused: false }
     }
 
-    /// The common case of a fragmented object: exactly one of its extents is replaced, so nothing moves. `undo` takes the old
+    /// The common case of a fragmented object: exactly one of its extents is replaced and joins no other, so nothing moves. `undo` takes the old
     /// one in.
     pub(super) fn overwrite(&mut self, place: Place, change: &Change, undo: Option<&mut Undo>) -> Option<Runs> {
         let [new] = change.extents.as_slice() else { return None };
@@ -100,14 +100,14 @@ impl Index {
         let words = self.arena.words_mut(record.slot, record.words());
         let (extents, crcs) = words.split_at_mut(2 * record.extent_count());
         let (extents, _) = extents.as_chunks_mut::<2>();
-        let mut first = 0;
-        let old = extents.iter_mut().find(|w| {
-            let sectors = unpack(w).sectors();
-            let is_same = sectors == new.sectors();
-            first += if is_same { 0 } else { sectors.count as usize };
-            is_same
-        })?;
-        let replaced = unpack(old);
+        let (number, first) = seek(extents.len(), crcs.len(), new.sectors().start, |i| unpack(&extents[i]).sectors());
+        let replaced = extents.get(number).map(unpack).filter(|e| e.sectors() == new.sectors())?;
+        let before = number.checked_sub(1).map(|n| unpack(&extents[n]));
+        let after = extents.get(number + 1).map(unpack);
+        if before.is_some_and(|e| e.is_followed_by(*new)) || after.is_some_and(|e| new.is_followed_by(e)) {
+            return None;
+        }
+        let old = &mut extents[number];
         let crcs = &mut crcs[first..first + change.crcs.len()];
         if let Some(undo) = undo {
             undo.extents.push(replaced);
