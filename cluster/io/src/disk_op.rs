@@ -18,8 +18,8 @@ use crate::slots::{SlotId, Slots};
 
 /// Pieces of one vectored write (the kernel's limit); more are continued.
 const PIECES_MAX: usize = 1024;
-/// The longest write to memory that is done at once instead of by the kernel's threads. Bytes.
-const AT_ONCE_MAX: usize = 256 << 10;
+/// The longest write to memory that is done at once instead of by the kernel's threads, for which it would wait at the file's lock. Bytes.
+const AT_ONCE_MAX: usize = 1 << 20;
 /// Boxes kept for reuse.
 const SPARE_MAX: usize = 1024;
 

@@ -1,4 +1,6 @@
-//! Free sectors of the data area: a bitmap under a tree of summary bits, next-fit.
+//! Free sectors of the data area: a bitmap under a tree of summary bits. Small writes go to the next free sectors, so that those of a moment
+//! lie together and become one device write. Large ones take up space again that was used before, if there is much of it: a sparse file
+//! stays smaller, and memory that a file already has is cheaper than new.
 
 use crate::extent::{Run, Runs};
 
@@ -11,8 +13,18 @@ pub struct Allocator {
     levels: Vec<Vec<u64>>,
     sectors: u64,
     free: u64,
+    /// Where small writes go on.
     cursor: u64,
+    /// Where writes into used space go on.
+    reuse: u64,
+    /// One past the highest sector ever taken.
+    reached: u64,
 }
+
+/// Sectors of a large write.
+const LARGE: u32 = 16;
+/// Used space is taken up again while one sector in so many of it is free.
+const REUSABLE_SHARE: u64 = 16;
 
 impl Allocator {
     /// All of `sectors` free.
@@ -21,7 +33,7 @@ impl Allocator {
         while levels[levels.len() - 1].len() > 1 {
             levels.push(full_level(levels[levels.len() - 1].len() as u64));
         }
-        Allocator { levels, sectors, free: sectors, cursor: 0 }
+        Allocator { levels, sectors, free: sectors, cursor: 0, reuse: 0, reached: 0 }
     }
 
     /// Free sectors.
@@ -39,9 +51,14 @@ impl Allocator {
         if run.end() > self.sectors || self.free_run(run.start, u64::from(run.count)) < u64::from(run.count) {
             return false;
         }
+        self.mark_taken(run);
+        true
+    }
+
+    fn mark_taken(&mut self, run: Run) {
         self.edit(run, false);
         self.free -= u64::from(run.count);
-        true
+        self.reached = self.reached.max(run.end());
     }
 
     /// Gives a run back.
@@ -58,7 +75,13 @@ impl Allocator {
             return None;
         }
         let mut runs = Runs::new();
-        if let Some(run) = self.find_whole(count) {
+        if let Some(run) = self.find_used(count) {
+            runs.push(run);
+            self.mark_taken(run);
+            self.reuse = run.end();
+            return Some(runs);
+        }
+        if let Some(run) = self.find_whole(count, self.cursor) {
             runs.push(run);
             self.claim(run);
             return Some(runs);
@@ -75,13 +98,23 @@ impl Allocator {
     }
 
     fn claim(&mut self, run: Run) {
-        self.edit(run, false);
-        self.free -= u64::from(run.count);
+        self.mark_taken(run);
         self.cursor = run.end();
     }
 
-    fn find_whole(&self, count: u32) -> Option<Run> {
-        let mut at = self.cursor;
+    /// A place for a large write in space that was used before.
+    fn find_used(&self, count: u32) -> Option<Run> {
+        let free = self.free - (self.sectors - self.reached);
+        if count < LARGE || free * REUSABLE_SHARE < self.reached {
+            return None;
+        }
+        [self.reuse, 0]
+            .into_iter()
+            .find_map(|from| self.find_whole(count, from).filter(|run| run.end() <= self.reached))
+    }
+
+    fn find_whole(&self, count: u32, from: u64) -> Option<Run> {
+        let mut at = from;
         for _ in 0..RUNS_TRIED {
             let start = match self.next_free(at) {
                 Some(start) => start,
@@ -195,6 +228,21 @@ mod tests {
         let scattered = a.allocate(a.free_count() as u32).expect("as many as are free");
         assert!(scattered.len() > 100);
         assert_eq!(a.free_count(), 0);
+    }
+
+    #[test]
+    fn large_writes_use_again_what_was_used() {
+        let mut a = Allocator::new(100_000);
+        let first: Vec<Run> = (0..100).flat_map(|_| a.allocate(32).expect("space")).collect();
+        first[10..20].iter().for_each(|run| a.release(*run));
+        let again: Vec<Run> = (0..4).flat_map(|_| a.allocate(32).expect("space")).collect();
+        assert_eq!(again, first[10..14], "in a row, where one tenth was free");
+        assert_eq!(a.allocate(1).expect("space")[0].start, 3200, "small ones go on behind");
+        first[..10].iter().for_each(|run| a.release(*run));
+        let behind: Vec<Run> = (0..8).flat_map(|_| a.allocate(32).expect("space")).collect();
+        assert_eq!(behind, [&first[14..20], &first[..2]].concat(), "from the end to the beginning");
+        let more: Vec<Run> = (0..4).flat_map(|_| a.allocate(32).expect("space")).collect();
+        assert!(more.iter().any(|run| run.start > 3200), "little is free there now: {more:?}");
     }
 
     #[test]
