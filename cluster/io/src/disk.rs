@@ -49,7 +49,7 @@ pub(crate) struct Disk {
     /// Operations with the kernel: while there are some, the slot and its descriptor stay.
     pub(crate) in_flight: usize,
     pub(crate) closed: bool,
-    /// A file of a file system in memory: writing to it never waits, and the ring would hand each write to a thread of its own.
+    /// A file of a file system in memory: it never makes anybody wait, while the ring would hand each write to one of its threads.
     pub(crate) in_memory: bool,
     /// The device has no discard command (before Linux 6.12): punch instead.
     pub(crate) punch_only: bool,

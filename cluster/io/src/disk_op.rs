@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::RawFd;
 use std::path::Path;
 
 use buffer::{Buffer, BufferMut};
@@ -18,7 +19,7 @@ use crate::slots::{SlotId, Slots};
 
 /// Pieces of one vectored write (the kernel's limit); more are continued.
 const PIECES_MAX: usize = 1024;
-/// The longest write to memory that is done at once instead of by the kernel's threads, for which it would wait at the file's lock. Bytes.
+/// The longest transfer with a file in memory that is done at once instead of by the kernel's threads, for which it would wait at the file's lock. Bytes.
 const AT_ONCE_MAX: usize = 1 << 20;
 /// Boxes kept for reuse.
 const SPARE_MAX: usize = 1024;
@@ -52,6 +53,25 @@ struct DiskOp {
 }
 
 impl DiskOp {
+    /// Does what is left of a read or write with a system call of its own; how much it did. Bytes.
+    fn transfer(&mut self, fd: RawFd) -> io::Result<usize> {
+        let at = (self.offset + self.done as u64) as i64;
+        let count = match &mut self.work {
+            Work::Read(buffer) => {
+                let rest = &mut buffer[self.done..];
+                // SAFETY: the memory is writable and ours.
+                unsafe { libc::pread(fd, rest.as_mut_ptr().cast(), rest.len(), at) }
+            }
+            Work::Write(data) => {
+                fill_list(data, self.done, &mut self.list);
+                // SAFETY: the list describes buffers that this operation owns.
+                unsafe { libc::pwritev(fd, self.list.as_ptr(), self.list.len() as i32, at) }
+            }
+            Work::Flush | Work::Discard { .. } => 0,
+        };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
     fn finish(&mut self, result: io::Result<()>) -> Event {
         let (disk, token) = (self.disk, self.token);
         match std::mem::replace(&mut self.work, Work::Flush) {
@@ -68,7 +88,7 @@ pub(crate) struct Disks {
     #[expect(clippy::vec_box, reason = "the kernel holds pointers into operations")]
     spare: Vec<Box<DiskOp>>,
     ops: Slots<Box<DiskOp>>,
-    /// Writes to memory, to be done in this turn.
+    /// Transfers with files in memory, to be done in this turn.
     at_once: VecDeque<SlotId>,
 }
 
@@ -147,6 +167,10 @@ impl Disks {
         let Some(disk) = self.disks.get(op.disk.0) else { return };
         let (ring, fd) = (&mut core.ring, disk.fd());
         let at = op.offset + op.done as u64;
+        let rest = op.work.len() - op.done;
+        if disk.in_memory && (1..=AT_ONCE_MAX).contains(&rest) {
+            return self.at_once.push_back(id);
+        }
         match &mut op.work {
             Work::Read(buffer) => {
                 let rest = &mut buffer[op.done..];
@@ -156,9 +180,6 @@ impl Disks {
             }
             Work::Write(data) => {
                 fill_list(data, op.done, &mut op.list);
-                if disk.in_memory && op.list.iter().map(|v| v.iov_len).sum::<usize>() <= AT_ONCE_MAX {
-                    return self.at_once.push_back(id);
-                }
                 // SAFETY: the slot keeps the buffers and the list, unchanged, until `handle` sees the completion;
                 // buffers are immutable and the box keeps the operation in place.
                 unsafe { op::disk_write(ring, id, fd, at, &op.list) }
@@ -169,21 +190,17 @@ impl Disks {
         }
     }
 
-    /// Whether [`Disks::write_at_once`] has something to do.
+    /// Whether [`Disks::transfer_at_once`] has something to do.
     pub(crate) fn has_at_once(&self) -> bool {
         !self.at_once.is_empty()
     }
 
-    /// Does the writes to memory. After the ring was entered, so that what others wait for is on its way.
-    pub(crate) fn write_at_once(&mut self, core: &mut Core) {
+    /// Does the transfers with files in memory. After the ring was entered, so that what others wait for is on its way.
+    pub(crate) fn transfer_at_once(&mut self, core: &mut Core) {
         while let Some(id) = self.at_once.pop_front() {
-            let Some((op, disk)) = self.ops.get(id).and_then(|op| Some((op, self.disks.get(op.disk.0)?))) else {
-                continue;
-            };
-            let at = (op.offset + op.done as u64) as i64;
-            // SAFETY: the list, just filled, describes buffers that the operation owns.
-            let written = unsafe { libc::pwritev(disk.fd(), op.list.as_ptr(), op.list.len() as i32, at) };
-            let outcome = usize::try_from(written).map_err(|_| io::Error::last_os_error());
+            let Some(op) = self.ops.get_mut(id) else { continue };
+            let Some(disk) = self.disks.get(op.disk.0) else { continue };
+            let outcome = op.transfer(disk.fd());
             self.handle_outcome(core, id, outcome);
         }
     }

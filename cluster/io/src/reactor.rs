@@ -304,7 +304,7 @@ impl Reactor {
         let (want, timeout) = self.patience(until);
         self.net.flush(&mut self.core);
         self.core.ring.enter(want, timeout).map_err(|e| Error::os("cannot enter io_uring", e))?;
-        self.disks.write_at_once(&mut self.core);
+        self.disks.transfer_at_once(&mut self.core);
         self.core.now = Instant::now();
         self.harvest();
         self.net.settle(&mut self.core);
