@@ -431,7 +431,7 @@ impl Osd {
             && missing.stale == 0
             && missing.shards.iter().any(|s| s.version == missing.version && s.staged_over.is_some())
         {
-            pg.commits.push((object, missing.version));
+            pg.commits.insert(object, missing.version);
         }
         if pg.missing.get(&object).is_some_and(|missing| missing.stale == 0) {
             let waiting = pg.missing.remove(&object).map(|missing| missing.waiting).unwrap_or_default();

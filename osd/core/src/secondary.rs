@@ -161,7 +161,7 @@ impl Osd {
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
         debug_assert!(pg.local_mutations > 0);
         pg.local_mutations -= 1;
-        if pg.local_mutations == 0 && !pg.is_active() {
+        if pg.local_mutations == 0 && pg.waits_for_drain() {
             self.answer_query(now, shard, pg_id);
             self.peering_drained(now, shard, pg_id);
         }

@@ -129,7 +129,7 @@ impl crate::pg::Pg {
     fn note_change(&mut self, object: ObjectId, version: Version, deletes: bool) {
         let members = self.holders(&object);
         if self.is_coded() && !deletes {
-            self.commits.push((object, version));
+            self.commits.insert(object, version);
         }
         let Some(mut missing) = self.missing.remove(&object) else { return };
         missing.changed(members, version, deletes, |peer| self.name_at(object, peer).part);

@@ -158,6 +158,8 @@ impl World {
             1 | 2 => Scheme::Replicated { copies: 2 },
             3..=6 => Scheme::Replicated { copies: 3 },
             7 | 8 => Scheme::Ec { data: 2, parity: 1 },
+            // So wide that small changes are made from the old parity.
+            _ if seed.is_multiple_of(3) => Scheme::Ec { data: 4, parity: 1 },
             _ => Scheme::Ec { data: 2, parity: 2 },
         };
         let (least, width) = (scheme.copies_needed() as u64, scheme.width() as u64);

@@ -43,8 +43,10 @@ impl Codes {
 pub(crate) enum Purpose {
     /// To answer a read, or to compare.
     Read,
-    /// To compute parity.
+    /// To compute parity from all data of the rows.
     Write,
+    /// To compute parity from what it was and how the data changes.
+    Delta,
     /// To rewrite damaged sectors of a shard.
     Repair { part: u8, peer: usize },
 }

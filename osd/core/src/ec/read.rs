@@ -47,7 +47,7 @@ impl EcOp {
     }
 
     /// The sectors of a data shard that were read or can be computed.
-    fn of_part(&self, part: u8) -> Option<&ShardRead> {
+    pub fn of_part(&self, part: u8) -> Option<&ShardRead> {
         self.reads.iter().find(|read| read.part == part)
     }
 }
@@ -130,7 +130,7 @@ impl Osd {
         }
         match ec.purpose {
             Purpose::Read => self.ec_read_finish(now, shard, id, &ec),
-            Purpose::Write => self.ec_write_ready(now, shard, id, *ec),
+            Purpose::Write | Purpose::Delta => self.ec_write_ready(now, shard, id, *ec),
             Purpose::Repair { part, peer } => self.ec_repair(shard, id, &ec, part, peer),
         }
     }

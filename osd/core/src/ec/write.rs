@@ -2,27 +2,31 @@
 //!
 //! Previous hop: `write.rs`. Next hop: `osd/blockstore/src/write.rs` of the members, as staged changes.
 //!
-//! The primary reads what the new parity needs of the rows it touches, nothing for full rows, and sends every member a staged change: new
-//! data, new parity, or only the new version. When all have it durably it can be kept whatever happens, and the client is answered; commits
+//! The primary reads what the new parity needs of the rows it touches, and sends every member a staged change: new data, new parity, or only
+//! the new version. What the parity needs is the rest of the data, nothing for full rows; or, if that is less to read, the old parity and
+//! the old data where it changes. When all have it durably it can be kept whatever happens, and the client is answered; commits
 //! follow later, together, or with the next change of the object.
 
 use buffer::{Buffer, BufferMut};
 use cluster_proto::SECTOR;
 use cluster_proto::crc::{Crcs, ZERO_SECTOR_CRC, sector_crcs};
-use cluster_proto::ids::Version;
+use cluster_proto::ids::{ObjectId, Version};
 use cluster_proto::layout::SectorRange;
 use cluster_proto::link::Millis;
 use cluster_proto::shard::{ShardIndex, ShardOp};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{ReplyBody, RequestOp};
+use erasure::Code;
 
 use super::layout::{rows, stretches, touched};
 use super::{EcOp, Purpose, ShardRead};
 use crate::op::{ClientOp, Kind, OpId, Stage, bits};
 use crate::osd::Osd;
+use crate::pg::Pg;
 
-/// Commits that are collected before they go out without waiting for the next tick.
-const COMMITS_AT_ONCE: usize = 64;
+/// Objects whose commits are collected before they go out without waiting for the next tick. Most changes are committed by the next change
+/// of their object.
+const COMMITS_AT_ONCE: usize = 256;
 
 impl Osd {
     /// Reads what the parity needs.
@@ -41,10 +45,11 @@ impl Osd {
         let rows = rows(sectors, data);
         let exists =
             pg.missing.contains_key(&object) || shard.head(&pg.name_at(object, pg.own())).is_some_and(|h| !h.deleted);
-        let whole = |touched: &Option<SectorRange>| touched.is_some_and(|touched| touched == rows);
-        let wanted = |touched: &Option<SectorRange>| (exists && !whole(touched)).then_some(rows);
-        let parts: Vec<_> = touched(sectors, data).iter().map(wanted).collect();
-        let plan = EcOp::plan(pg, &object, Purpose::Write, rows, &parts);
+        let parts = touched(sectors, data);
+        let plan = match exists {
+            true => plan_reads(pg, &object, rows, &parts),
+            false => Some(EcOp::new(Purpose::Write, rows, Vec::new(), false)),
+        };
         match plan {
             Some(plan) if plan.reads.is_empty() => self.ec_stage(shard, id, &plan),
             plan => self.ec_gather(shard, id, plan),
@@ -75,12 +80,8 @@ impl Osd {
         let version = pg.next_version();
         (client_op.stage, client_op.version) = (Stage::Committing, version);
         let fresh = new_data(client_op, sectors, code.data());
-        let full: Vec<Buffer> = (0..code.data()).map(|part| whole_rows(plan, part, &fresh[part])).collect();
-        let mut parity: Vec<BufferMut> =
-            (0..code.parity()).map(|_| BufferMut::for_overwrite(plan.rows.bytes())).collect();
-        let inputs: Vec<&[u8]> = full.iter().map(|buffer| &buffer[..]).collect();
-        let mut outputs: Vec<&mut [u8]> = parity.iter_mut().map(|buffer| &mut buffer[..]).collect();
-        code.encode(&inputs, &mut outputs);
+        let parity =
+            if plan.purpose == Purpose::Delta { updated(&code, plan, &fresh) } else { encoded(&code, plan, &fresh) };
         let none = || (SectorRange::new(0, 0), Buffer::default(), Crcs::new());
         let mut changes: Vec<(SectorRange, Buffer, Crcs)> =
             fresh.into_iter().map(|part| part.unwrap_or_else(none)).collect();
@@ -105,8 +106,55 @@ impl Osd {
     }
 }
 
-/// What each data shard gets: none if the range does not touch it.
-fn new_data(op: &ClientOp, range: SectorRange, data: usize) -> Vec<Option<(SectorRange, Buffer, Crcs)>> {
+/// The reads that the new parity of an object needs: the fewer of two ways.
+fn plan_reads(pg: &Pg, object: &ObjectId, rows: SectorRange, touched: &[Option<SectorRange>]) -> Option<EcOp> {
+    let rest: Vec<_> = touched.iter().map(|touched| (*touched != Some(rows)).then_some(rows)).collect();
+    let parity = pg.scheme.width() - touched.len();
+    let old = touched.iter().map(|touched| touched.map(|_| rows));
+    let old: Vec<_> = old.chain(std::iter::repeat_n(Some(rows), parity)).collect();
+    let count = |parts: &[Option<SectorRange>]| parts.iter().flatten().count();
+    if count(&old) < count(&rest)
+        && let Some(plan) = EcOp::plan(pg, object, Purpose::Delta, rows, &old).filter(|plan| !plan.rebuilds)
+    {
+        return Some(plan);
+    }
+    EcOp::plan(pg, object, Purpose::Write, rows, &rest)
+}
+
+/// The parity of whole rows.
+fn encoded(code: &Code, plan: &EcOp, fresh: &[Fresh]) -> Vec<BufferMut> {
+    let full: Vec<Buffer> = fresh.iter().enumerate().map(|(part, fresh)| whole_rows(plan, part, fresh)).collect();
+    let mut parity: Vec<BufferMut> = (0..code.parity()).map(|_| BufferMut::for_overwrite(plan.rows.bytes())).collect();
+    let inputs: Vec<&[u8]> = full.iter().map(|buffer| &buffer[..]).collect();
+    let mut outputs: Vec<&mut [u8]> = parity.iter_mut().map(|buffer| &mut buffer[..]).collect();
+    code.encode(&inputs, &mut outputs);
+    parity
+}
+
+/// The old parity, changed as the data changes.
+fn updated(code: &Code, plan: &EcOp, fresh: &[Fresh]) -> Vec<BufferMut> {
+    let old =
+        |part: usize| plan.of_part(part as u8).and_then(|read| read.got.as_ref()).map_or(&[][..], |(data, _)| data);
+    let mut parity: Vec<BufferMut> =
+        (0..code.parity()).map(|number| BufferMut::copy_of(old(code.data() + number))).collect();
+    for (part, fresh) in fresh.iter().enumerate() {
+        let Some((sectors, data, _)) = fresh else { continue };
+        let first = (sectors.start - plan.rows.start) as usize * SECTOR;
+        let changed = first..first + data.len();
+        let mut delta = BufferMut::copy_of(data);
+        delta.iter_mut().zip(&old(part)[changed.clone()]).for_each(|(new, old)| *new ^= old);
+        for (number, parity) in parity.iter_mut().enumerate() {
+            code.update(part, &delta, number, &mut parity[changed.clone()]);
+        }
+    }
+    parity
+}
+
+/// What a data shard gets: none if the change does not touch it.
+type Fresh = Option<(SectorRange, Buffer, Crcs)>;
+
+/// What each data shard gets.
+fn new_data(op: &ClientOp, range: SectorRange, data: usize) -> Vec<Fresh> {
     let count = range.count as usize;
     let (bytes, crcs): (Buffer, Crcs) = match &op.request.op {
         RequestOp::Write { data, crcs, .. } => (data.clone(), crcs.clone()),
@@ -117,7 +165,7 @@ fn new_data(op: &ClientOp, range: SectorRange, data: usize) -> Vec<Option<(Secto
         let (first, count) = (offset as usize, sectors as usize);
         (first * SECTOR..(first + count) * SECTOR, first..first + count)
     };
-    let mut parts: Vec<Option<(SectorRange, Buffer, Crcs)>> = Vec::with_capacity(data);
+    let mut parts: Vec<Fresh> = Vec::with_capacity(data);
     for (part, touched) in touched(range, data).into_iter().enumerate() {
         let Some(sectors) = touched else {
             parts.push(None);
@@ -143,7 +191,7 @@ fn new_data(op: &ClientOp, range: SectorRange, data: usize) -> Vec<Option<(Secto
 }
 
 /// All rows of a data shard: what was there, with what is new.
-fn whole_rows(plan: &EcOp, part: usize, fresh: &Option<(SectorRange, Buffer, Crcs)>) -> Buffer {
+fn whole_rows(plan: &EcOp, part: usize, fresh: &Fresh) -> Buffer {
     let old = plan.reads.iter().find(|read| usize::from(read.part) == part);
     let old = old.and_then(|read: &ShardRead| read.got.as_ref()).map(|(data, _)| data);
     match (fresh, old) {

@@ -113,8 +113,8 @@ pub(crate) struct Pg {
     pub scrubs: PgScrubs,
     /// What changed here while not all were present.
     pub dirty: DirtyMap,
-    /// Staged changes that are on all members and can be committed.
-    pub commits: Vec<(ObjectId, Version)>,
+    /// Objects whose newest change is staged on all members and can be committed, which commits those before it, too.
+    pub commits: BTreeMap<ObjectId, Version>,
 }
 
 impl Pg {
@@ -152,7 +152,7 @@ impl Pg {
             recoveries: 0,
             scrubs: PgScrubs::default(),
             dirty: DirtyMap::default(),
-            commits: Vec::new(),
+            commits: BTreeMap::new(),
         }
     }
 
@@ -289,6 +289,11 @@ impl Pg {
     /// As a member: whether an operation belongs to the present round.
     pub fn accepts(&self, link: LinkId, epoch: Epoch, round: u32) -> bool {
         self.led_by.is_some_and(|(by, _)| by == link) && self.map.epoch == epoch && self.round == round
+    }
+
+    /// Whether something waits until nothing is under way in our own store.
+    pub fn waits_for_drain(&self) -> bool {
+        self.query.is_some() || matches!(self.state, State::Draining)
     }
 
     /// The query to answer, once nothing is under way.

@@ -435,7 +435,7 @@ impl Osd {
                 }
             }
             let missing = &pg.missing;
-            pg.commits.retain(|(object, _)| !missing.contains_key(object));
+            pg.commits.retain(|object, _| !missing.contains_key(object));
             for (peer, head) in drops {
                 let op = self.new_op(id, Kind::Background);
                 self.send_to_peer(shard, op, peer, ShardOp::Drop { object: head.object, version: head.version });
