@@ -29,6 +29,11 @@ impl PgSummary {
         let (tombstones, staged) = (HashSet::default(), HashSet::default());
         Box::new(PgSummary { digests: [0; DIGEST_BUCKETS], tombstones, staged, parts: [0; SHARDS_MAX] })
     }
+
+    /// Bytes of memory.
+    fn memory_bytes(&self) -> u64 {
+        size_of::<PgSummary>() as u64 + (self.tombstones.capacity() + self.staged.capacity()) as u64 * PLACE_BYTES
+    }
 }
 
 struct PoolDigests {
@@ -41,6 +46,8 @@ struct PoolDigests {
 #[derive(Default)]
 pub struct DigestTable {
     pools: BTreeMap<PoolId, PoolDigests>,
+    /// Bytes of memory.
+    bytes: u64,
 }
 
 impl DigestTable {
@@ -51,13 +58,20 @@ impl DigestTable {
 
     /// Starts over for a pool; the caller adds what is stored.
     pub fn declare(&mut self, pool: PoolId, pg_count: u32) {
-        self.pools.insert(pool, PoolDigests { pg_count, pgs: BTreeMap::new() });
+        let before = self.pools.insert(pool, PoolDigests { pg_count, pgs: BTreeMap::new() });
+        let freed = before.iter().flat_map(|p| p.pgs.values()).map(|own| own.memory_bytes());
+        self.bytes -= freed.sum::<u64>();
     }
 
     /// Takes the old head of an object out of its digest and the new one in. `key` is the object's.
     pub fn replace(&mut self, object: &ObjectId, key: Key, old: Option<&ObjectHead>, new: Option<&ObjectHead>) {
         let Some(pool) = self.pools.get_mut(&object.pool) else { return };
-        let own = pool.pgs.entry(object.pg(pool.pg_count).index).or_insert_with(PgSummary::empty);
+        let own = pool.pgs.entry(object.pg(pool.pg_count).index).or_insert_with(|| {
+            let own = PgSummary::empty();
+            self.bytes += own.memory_bytes();
+            own
+        });
+        let before = own.memory_bytes();
         let bucket = &mut own.digests[digest_bucket(object)];
         *bucket = bucket.wrapping_sub(old.map_or(0, digest_hash)).wrapping_add(new.map_or(0, digest_hash));
         let of_part = &mut own.parts[usize::from(object.part)];
@@ -69,6 +83,7 @@ impl DigestTable {
         };
         follow(|own| &mut own.tombstones, |head| head.deleted);
         follow(|own| &mut own.staged, |head| head.staged_over.is_some());
+        self.bytes = self.bytes + own.memory_bytes() - before;
     }
 
     fn pg(&self, pg: PgId) -> Option<&PgSummary> {
@@ -98,10 +113,6 @@ impl DigestTable {
 
     /// Bytes of memory.
     pub fn memory_bytes(&self) -> u64 {
-        let pgs = self.pools.values().flat_map(|p| p.pgs.values());
-        pgs.map(|own| {
-            size_of::<PgSummary>() as u64 + (own.tombstones.capacity() + own.staged.capacity()) as u64 * PLACE_BYTES
-        })
-        .sum()
+        self.bytes
     }
 }
