@@ -30,6 +30,8 @@ const CONNECTIONS_MAX: usize = 4096;
 const SEND_QUEUE_MAX: usize = 32 << 20;
 /// How often the state is published and an idle store told so.
 const BEAT: Duration = Duration::from_millis(100);
+/// With so many operations in the store at the moment of a beat, freed space is discarded.
+const QUIET_OPERATIONS: usize = 4;
 /// How long a stopping OSD waits for its store's operations, and then for its peers to take their answers.
 const STOP_MAX: Duration = Duration::from_secs(2);
 
@@ -166,6 +168,9 @@ impl Shard {
             self.store.handle_idle();
         }
         self.is_busy = false;
+        if self.store_operations <= QUIET_OPERATIONS {
+            self.store.discard_unused();
+        }
         self.publish();
     }
 

@@ -101,6 +101,11 @@ impl Newest {
     }
 }
 
+/// Freed runs remembered for being discarded; of more, the oldest are forgotten.
+const UNUSED_MAX: usize = 16 << 10;
+/// Runs discarded in one quiet moment.
+const DISCARDS_AT_ONCE: usize = 64;
+
 /// What a flush makes durable when it completes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FlushCover {
@@ -360,14 +365,26 @@ impl Store {
     }
 
     fn release(&mut self, run: Run) {
+        self.allocator.release(run);
         let least = self.config.discard_sectors_min;
-        if least == 0 || run.count < least {
-            return self.allocator.release(run);
+        if least != 0 && run.count >= least {
+            if self.unused.len() == UNUSED_MAX {
+                self.unused.pop_front();
+            }
+            self.unused.push_back(run);
         }
-        self.discards += u64::from(run.count);
-        let op =
-            DeviceOp::Discard { offset: self.geometry.sector_offset(run.start), len: u64::from(run.count) * BLOCK };
-        self.request(Job::Discard(run), op);
+    }
+
+    pub(crate) fn discard_some(&mut self) {
+        for _ in 0..DISCARDS_AT_ONCE {
+            let Some(run) = self.unused.pop_front() else { return };
+            if !self.allocator.take(run) {
+                continue;
+            }
+            self.discards += u64::from(run.count);
+            let (offset, len) = (self.geometry.sector_offset(run.start), u64::from(run.count) * BLOCK);
+            self.request(Job::Discard(run), DeviceOp::Discard { offset, len });
+        }
     }
 
     pub(crate) fn discarded(&mut self, run: Run) {

@@ -43,7 +43,7 @@ pub struct StoreConfig {
     pub memory_bytes_max: u64,
     /// What the device promises.
     pub durability: Durability,
-    /// Freed runs of at least so many sectors are discarded on the device; 0 = never.
+    /// Freed runs of at least so many sectors are discarded on the device if they stay free; 0 = never.
     pub discard_sectors_min: u32,
 }
 
@@ -111,6 +111,8 @@ pub struct Store {
     pub(crate) reads: Reads,
     pub(crate) flushes: Flushes,
     pub(crate) checkpoints: Checkpoints,
+    /// Freed runs that may be worth discarding, if they are still free.
+    pub(crate) unused: VecDeque<Run>,
     pub(crate) discards: u64,
     pub(crate) mark_wanted: bool,
     pub(crate) outcomes: VecDeque<(u64, ShardOutcome)>,
@@ -144,6 +146,7 @@ impl Store {
             reads: Reads::new(),
             flushes: Flushes::new(config.durability == Durability::Flush),
             checkpoints: Checkpoints::default(),
+            unused: VecDeque::new(),
             discards: 0,
             mark_wanted: false,
             outcomes: VecDeque::new(),
@@ -220,6 +223,14 @@ impl Store {
         if self.state == StoreState::Running {
             self.mark_wanted = true;
             self.settle();
+        }
+    }
+
+    /// There is little to do: lets the device know of some space that has stayed free. To be called now and then, also under load; a store
+    /// takes up freed space soon when it is busy, so that discarding it at once would be in vain.
+    pub fn discard_unused(&mut self) {
+        if self.state == StoreState::Running {
+            self.discard_some();
         }
     }
 

@@ -377,12 +377,19 @@ fn discards_do_not_hurt_live_data() {
     let own = blockstore::StoreConfig { discard_sectors_min: 1, ..config(Durability::Flush) };
     let mut d = Driver::start_with(formatted(2 << 20, 128 << 10, Durability::Flush, 3), 4, own);
     d.run();
-    for _ in 0..400 {
+    let mut discarded = 0;
+    for i in 0..400 {
         let op = model.random_op(&mut rng, 10, 40, &mut counter);
         if d.call(op.clone()) == ShardOutcome::Done {
             model.apply(&op);
         }
+        if i % 3 == 0 {
+            d.store.discard_unused();
+            d.run();
+            discarded += d.device.discarded.len();
+        }
     }
+    assert!(discarded > 0);
     assert_eq!(model.differs(&mut d), None);
 }
 

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+/// Size of an OSD's file.
+const OSD_BYTES: u64 = 2 << 30;
+
 /// The image that is measured.
 pub const IMAGE: &str = "bench";
 
@@ -85,7 +88,7 @@ impl Cluster {
             .args(["up", "--ports", "auto", "--data-dir"])
             .arg(&data)
             .args(scheme.options())
-            .args(["--osd-size", "4G", "--image", &format!("{IMAGE}={size}")])
+            .args(["--osd-size", &OSD_BYTES.to_string(), "--image", &format!("{IMAGE}={size}")])
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log)?)
             .spawn()
@@ -102,7 +105,20 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(20));
         };
         (cluster.etcd, cluster.nbd) = (ready.etcd, ready.nbd);
+        cluster.allocate()?;
         Ok(cluster)
+    }
+
+    /// Gives the OSDs' files all their blocks: a device does not have to find any when it is written to either.
+    fn allocate(&self) -> Result<()> {
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if path.metadata()?.len() == OSD_BYTES {
+                let done = Command::new("fallocate").args(["-l", &OSD_BYTES.to_string()]).arg(&path).status()?;
+                anyhow::ensure!(done.success(), "fallocate of {} failed", path.display());
+            }
+        }
+        Ok(())
     }
 
     /// Process number.

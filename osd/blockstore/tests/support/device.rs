@@ -159,6 +159,7 @@ impl Device {
                 // The worst a drive may do.
                 let garbage = vec![0xdd; *len as usize];
                 self.medium.write(*offset, &garbage);
+                self.discarded.push(*offset..*offset + *len);
                 self.cache.iter().for_each(|w| {
                     let end = w.offset + w.data.len() as u64;
                     assert!(!(w.offset < offset + len && *offset < end), "discard of bytes being written");
