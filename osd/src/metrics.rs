@@ -23,6 +23,16 @@ const METRICS: &[Metric] = &[
     ("scrubbed_objects_total", "counter", "Objects that deep scrubs verified", |l| l.stats.scrubbed_objects),
     ("scrub_errors_total", "counter", "Damaged sectors and differences that scrubs found", |l| l.stats.scrub_errors),
     ("scrub_unrepaired_total", "counter", "Damaged sectors that scrubs could not repair", |l| l.stats.scrub_unrepaired),
+    ("device_writes_total", "counter", "Writes to the device: data and log", |l| {
+        l.store.data_writes + l.store.log_writes
+    }),
+    ("device_written_bytes_total", "counter", "Bytes written to the device: data, log and checkpoints", |l| {
+        l.store.data_bytes_written + l.store.log_bytes_written + l.store.checkpoint_bytes_written
+    }),
+    ("device_flushes_total", "counter", "Flushes of the device", |l| l.store.flushes),
+    ("device_reads_total", "counter", "Reads of data from the device", |l| l.store.reads),
+    ("memory_bytes", "gauge", "Memory of the store's index, free map and requests", |l| l.store.memory_bytes),
+    ("system_calls_total", "counter", "System calls of the data path", |l| l.reactor.system_calls),
     ("space_bytes", "gauge", "Size of the data area", |l| l.stats.space.total),
     ("used_bytes", "gauge", "Used part of the data area", |l| l.stats.space.used),
     ("objects", "gauge", "Objects stored", |l| l.stats.space.objects),

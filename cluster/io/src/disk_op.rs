@@ -90,6 +90,8 @@ pub(crate) struct Disks {
     ops: Slots<Box<DiskOp>>,
     /// Transfers with files in memory, to be done in this turn.
     at_once: VecDeque<SlotId>,
+    /// How many were done.
+    transfers: u64,
 }
 
 impl Disks {
@@ -195,12 +197,18 @@ impl Disks {
         !self.at_once.is_empty()
     }
 
+    /// System calls for transfers with files in memory.
+    pub(crate) fn transfers(&self) -> u64 {
+        self.transfers
+    }
+
     /// Does the transfers with files in memory. After the ring was entered, so that what others wait for is on its way.
     pub(crate) fn transfer_at_once(&mut self, core: &mut Core) {
         while let Some(id) = self.at_once.pop_front() {
             let Some(op) = self.ops.get_mut(id) else { continue };
             let Some(disk) = self.disks.get(op.disk.0) else { continue };
             let outcome = op.transfer(disk.fd());
+            self.transfers += 1;
             self.handle_outcome(core, id, outcome);
         }
     }

@@ -72,6 +72,8 @@ pub struct Counters {
     pub enters: u64,
     /// Completions harvested.
     pub completions: u64,
+    /// All system calls of turns: `enters`, and the transfers with files in memory.
+    pub system_calls: u64,
 }
 
 /// What the parts of a reactor share: the way to the kernel and the way to the driver.
@@ -289,7 +291,8 @@ impl Reactor {
 
     /// What was done so far.
     pub fn counters(&self) -> Counters {
-        Counters { enters: self.core.ring.enters(), ..self.counters }
+        let enters = self.core.ring.enters();
+        Counters { enters, system_calls: enters + self.disks.transfers(), ..self.counters }
     }
 
     /// Submits everything queued, waits until something completes or `until` has come (`None`: for ever), and gathers

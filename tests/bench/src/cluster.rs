@@ -17,6 +17,7 @@ pub const IMAGE: &str = "bench";
 #[derive(Deserialize)]
 struct Ready {
     etcd: String,
+    metrics: SocketAddr,
     nbd: SocketAddr,
 }
 
@@ -30,13 +31,18 @@ pub enum Scheme {
 }
 
 impl Scheme {
+    /// How many OSDs it has.
+    pub fn osds(self) -> u8 {
+        match self {
+            Scheme::Copies(copies) => copies,
+            Scheme::Coded(data, parity) => data + parity,
+        }
+    }
+
     /// Options of `blockyard up`.
     fn options(self) -> Vec<String> {
-        let (option, osds) = match self {
-            Scheme::Copies(copies) => ("--replicas", copies),
-            Scheme::Coded(data, parity) => ("--ec", data + parity),
-        };
-        vec!["--osds".into(), osds.to_string(), option.into(), self.to_string()]
+        let option = if matches!(self, Scheme::Copies(_)) { "--replicas" } else { "--ec" };
+        vec!["--osds".into(), self.osds().to_string(), option.into(), self.to_string()]
     }
 }
 
@@ -59,12 +65,6 @@ impl std::str::FromStr for Scheme {
     }
 }
 
-impl serde::Serialize for Scheme {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 /// A running cluster; stopped and removed when dropped.
 pub struct Cluster {
     child: Child,
@@ -73,6 +73,8 @@ pub struct Cluster {
     pub etcd: String,
     /// Its NBD door.
     pub nbd: SocketAddr,
+    /// Its Prometheus endpoint.
+    pub metrics: SocketAddr,
 }
 
 impl Cluster {
@@ -93,7 +95,8 @@ impl Cluster {
             .stderr(std::fs::File::create(&log)?)
             .spawn()
             .with_context(|| format!("cannot start {}: build it with 'cargo build --release'", binary.display()))?;
-        let mut cluster = Self { child, dir: data, etcd: String::new(), nbd: SocketAddr::from(([127, 0, 0, 1], 0)) };
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut cluster = Self { child, dir: data, etcd: String::new(), nbd: nowhere, metrics: nowhere };
         let end = Instant::now() + Duration::from_secs(30);
         let ready = loop {
             if let Ok(text) = std::fs::read(cluster.dir.join("up.json")) {
@@ -104,7 +107,7 @@ impl Cluster {
             }
             std::thread::sleep(Duration::from_millis(20));
         };
-        (cluster.etcd, cluster.nbd) = (ready.etcd, ready.nbd);
+        (cluster.etcd, cluster.nbd, cluster.metrics) = (ready.etcd, ready.nbd, ready.metrics);
         cluster.allocate()?;
         Ok(cluster)
     }

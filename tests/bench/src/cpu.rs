@@ -14,9 +14,9 @@ pub fn own_thread() -> u64 {
     thread("/proc/thread-self")
 }
 
-/// CPU time of a process by part: `osds`, `gateway`, and `rest`. Nanoseconds.
-pub fn parts(pid: u32) -> BTreeMap<&'static str, u64> {
-    let mut parts = BTreeMap::from([("osds", 0), ("gateway", 0), ("rest", 0)]);
+/// CPU time of a process by part: each `osd-N`, all `osds`, `gateway`, and `rest`. Nanoseconds.
+pub fn parts(pid: u32) -> BTreeMap<String, u64> {
+    let mut parts: BTreeMap<String, u64> = BTreeMap::new();
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     for task in tasks {
         let path = task.path().to_string_lossy().into_owned();
@@ -28,7 +28,11 @@ pub fn parts(pid: u32) -> BTreeMap<&'static str, u64> {
             // The control plane.
             _ => "rest",
         };
-        *parts.entry(part).or_default() += thread(&path);
+        let ns = thread(&path);
+        if name.starts_with("osd-") {
+            *parts.entry(name.trim().into()).or_default() += ns;
+        }
+        *parts.entry(part.into()).or_default() += ns;
     }
     parts
 }

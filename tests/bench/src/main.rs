@@ -4,9 +4,12 @@
 mod cluster;
 mod cpu;
 mod echo;
+mod graph;
 mod library;
 mod load;
+mod metrics;
 mod nbd;
+mod report;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,9 +19,9 @@ use anyhow::Result;
 use buffer::{Buffer, BufferMut};
 use clap::{Parser, Subcommand};
 use cluster::{Cluster, IMAGE, Scheme};
-use comfy_table::{Cell, CellAlignment, Table, presets};
 use load::{Case, Sample, Target};
-use serde::Serialize;
+use metrics::Counters;
+use report::Row;
 
 /// Measures a cluster of 'blockyard up' through NBD and through the client library.
 #[derive(Parser)]
@@ -49,6 +52,19 @@ struct Arguments {
     /// Also write the figures to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Compare with the figures that --json wrote in an earlier run.
+    #[arg(long)]
+    baseline: Option<PathBuf>,
+    /// Draw latency against throughput of 4 KiB operations, at depths 1 to 256, into this file, as SVG.
+    #[arg(long)]
+    graph: Option<PathBuf>,
+}
+
+impl Arguments {
+    /// How long a run takes.
+    fn time(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
 }
 
 #[derive(Subcommand)]
@@ -75,30 +91,6 @@ const CASES: [Case; 10] = [
     case("4m sequential write, depth 4", true, 4 << 20, 4, true),
 ];
 
-/// One row of the table.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Row {
-    scheme: Scheme,
-    case: &'static str,
-    door: &'static str,
-    iops: f64,
-    mb_per_s: f64,
-    mean_us: f64,
-    p50_us: f64,
-    p99_us: f64,
-    /// CPU time per operation, microseconds.
-    cpu_load_us: f64,
-    cpu_gateway_us: f64,
-    cpu_osds_us: f64,
-    cpu_rest_us: f64,
-    echo_mean_us: f64,
-    /// Mean latency, over the echo's.
-    latency_ratio: f64,
-    /// Rate, over the echo's.
-    rate_ratio: f64,
-}
-
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if let Some(Internal::EchoServer) = arguments.command {
@@ -107,7 +99,8 @@ fn main() -> Result<()> {
     let dir = tempfile::Builder::new().prefix("blockyard-bench").tempdir_in(&arguments.dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let server = echo::Server::start()?;
-    let mut rows = Vec::new();
+    let baseline = arguments.baseline.as_deref().map(report::load).transpose()?.unwrap_or_default();
+    let (mut rows, mut curves) = (Vec::new(), Vec::new());
     for &scheme in &arguments.schemes {
         let cluster = Cluster::start(dir.path(), scheme, arguments.size)?;
         let _guard = runtime.enter();
@@ -121,8 +114,14 @@ fn main() -> Result<()> {
             eprintln!("{scheme}: {}", case.name);
             rows.extend(measure(&arguments, scheme, case, &cluster, &mut echo, &mut nbd, &mut library)?);
         }
+        if arguments.graph.is_some() {
+            curves.extend(sweep(&arguments, scheme, &mut library)?);
+        }
     }
-    print(&rows);
+    report::print(&rows, &baseline);
+    if let Some(path) = &arguments.graph {
+        graph::draw(path, &curves)?;
+    }
     if let Some(path) = &arguments.json {
         std::fs::write(path, serde_json::to_vec_pretty(&rows)?)?;
     }
@@ -160,8 +159,26 @@ fn fill(target: &mut impl Target, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// A run of one case on one target, with the CPU time of the cluster's parts.
-type Run = (Sample, BTreeMap<&'static str, u64>);
+/// 4 KiB operations through the library at rising depths.
+fn sweep(arguments: &Arguments, scheme: Scheme, library: &mut library::Library) -> Result<[graph::Curve; 2]> {
+    let mut curve = |name: &str, write| -> Result<graph::Curve> {
+        let mut points = Vec::new();
+        for depth in (0..9).map(|power| 1 << power) {
+            let sample =
+                load::run(library, case("sweep", write, 4096, depth, false), arguments.size, arguments.time())?;
+            points.push((sample.rate(), sample.mean_us()));
+        }
+        Ok(graph::Curve { name: format!("{scheme}: {name}"), points })
+    };
+    Ok([curve("4 KiB random read", false)?, curve("4 KiB random write", true)?])
+}
+
+/// A run of one case on one target, with what the cluster's parts did for it.
+struct Run {
+    sample: Sample,
+    cpu: BTreeMap<String, u64>,
+    osds: Counters,
+}
 
 fn measure(
     arguments: &Arguments,
@@ -173,7 +190,7 @@ fn measure(
     library: &mut library::Library,
 ) -> Result<Vec<Row>> {
     let wanted = |door: &str| arguments.doors.iter().any(|wanted| wanted == door);
-    let time = Duration::from_secs_f64(arguments.seconds);
+    let time = arguments.time();
     let (mut echoes, mut through_nbd, mut through_library) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..arguments.runs.max(1) {
         // In turn, so that a machine that changes its speed changes it for all three.
@@ -185,26 +202,33 @@ fn measure(
             through_library.push(observed(cluster, library, case, arguments.size, time)?);
         }
     }
-    let row = |door, runs: &[Run]| {
+    let row = |door: &str, runs: &[Run]| {
         let of = |f: &dyn Fn(&Run) -> f64| median(runs.iter().map(f).collect());
-        let cpu = |part: &'static str| of(&|(s, parts)| parts[part] as f64 / 1000.0 / s.count as f64);
+        let per_op = |f: &dyn Fn(&Run) -> f64| of(&|run| f(run) / run.sample.count as f64);
+        let cpu = |part: &str| per_op(&|run| run.cpu.get(part).copied().unwrap_or(0) as f64 / 1000.0);
         let echo_mean_us = median(echoes.iter().map(Sample::mean_us).collect());
         let echo_rate = median(echoes.iter().map(Sample::rate).collect());
-        let iops = of(&|(s, _)| s.rate());
-        let mean_us = of(&|(s, _)| s.mean_us());
+        let iops = of(&|run| run.sample.rate());
+        let mean_us = of(&|run| run.sample.mean_us());
+        let bytes = if case.write { f64::from(case.bytes) } else { f64::INFINITY };
         Row {
-            scheme,
-            case: case.name,
-            door,
+            scheme: scheme.to_string(),
+            case: case.name.into(),
+            door: door.into(),
             iops,
             mb_per_s: iops * f64::from(case.bytes) / 1e6,
             mean_us,
-            p50_us: of(&|(s, _)| s.latency_us(0.5)),
-            p99_us: of(&|(s, _)| s.latency_us(0.99)),
-            cpu_load_us: of(&|(s, _)| s.own_cpu as f64 / 1000.0 / s.count as f64),
+            p50_us: of(&|run| run.sample.latency_us(0.5)),
+            p99_us: of(&|run| run.sample.latency_us(0.99)),
+            p999_us: of(&|run| run.sample.latency_us(0.999)),
+            cpu_load_us: per_op(&|run| run.sample.own_cpu as f64 / 1000.0),
             cpu_gateway_us: cpu("gateway"),
             cpu_osds_us: cpu("osds"),
+            cpu_each_osd_us: (1..=scheme.osds()).map(|osd| cpu(&format!("osd-{osd}"))).collect(),
             cpu_rest_us: cpu("rest"),
+            osd_calls: per_op(&|run| run.osds.calls),
+            device_writes: per_op(&|run| run.osds.device_writes),
+            device_bytes: per_op(&|run| run.osds.device_bytes / bytes),
             echo_mean_us,
             latency_ratio: mean_us / echo_mean_us,
             rate_ratio: iops / echo_rate,
@@ -215,59 +239,17 @@ fn measure(
 }
 
 fn observed(cluster: &Cluster, target: &mut impl Target, case: Case, size: u64, time: Duration) -> Result<Run> {
+    let counted = Counters::read(cluster.metrics)?;
     let before = cpu::parts(cluster.pid());
     let sample = load::run(target, case, size, time)?;
-    let mut parts = cpu::parts(cluster.pid());
-    for (part, ns) in &mut parts {
+    let mut cpu = cpu::parts(cluster.pid());
+    for (part, ns) in &mut cpu {
         *ns -= before.get(part).copied().unwrap_or(0).min(*ns);
     }
-    Ok((sample, parts))
+    Ok(Run { sample, cpu, osds: Counters::read(cluster.metrics)?.since(counted) })
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
-}
-
-fn print(rows: &[Row]) {
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY).set_header([
-        "scheme",
-        "case",
-        "door",
-        "IOPS",
-        "MB/s",
-        "mean us",
-        "p50 us",
-        "p99 us",
-        "cpu: load",
-        "gateway",
-        "osds",
-        "rest",
-        "echo us",
-        "latency/echo",
-        "rate/echo",
-    ]);
-    for row in rows {
-        let numbers = [
-            (row.iops, 0),
-            (row.mb_per_s, 0),
-            (row.mean_us, 1),
-            (row.p50_us, 1),
-            (row.p99_us, 1),
-            (row.cpu_load_us, 2),
-            (row.cpu_gateway_us, 2),
-            (row.cpu_osds_us, 2),
-            (row.cpu_rest_us, 2),
-            (row.echo_mean_us, 1),
-            (row.latency_ratio, 2),
-            (row.rate_ratio, 2),
-        ];
-        let mut cells = vec![Cell::new(row.scheme), Cell::new(row.case), Cell::new(row.door)];
-        let number = |(n, digits): (f64, usize)| Cell::new(format!("{n:.digits$}")).set_alignment(CellAlignment::Right);
-        cells.extend(numbers.map(number));
-        table.add_row(cells);
-    }
-    println!("{table}");
-    println!("cpu: microseconds of CPU time per operation; load = this program, osds = all OSD threads together");
 }
