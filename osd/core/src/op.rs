@@ -20,8 +20,12 @@ pub(crate) struct OpId(pub u64);
 pub(crate) type PeerMask = u64;
 
 /// The numbers in a mask, ascending.
-pub(crate) fn bits(mask: PeerMask) -> impl Iterator<Item = usize> {
-    (0..PeerMask::BITS as usize).filter(move |bit| mask >> bit & 1 == 1)
+pub(crate) fn bits(mut mask: PeerMask) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let lowest = (mask != 0).then_some(mask.trailing_zeros() as usize)?;
+        mask &= mask - 1;
+        Some(lowest)
+    })
 }
 
 /// What an operation has running in our own store.

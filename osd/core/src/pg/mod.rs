@@ -65,6 +65,10 @@ pub(crate) struct Pg {
     peers: Vec<Peer>,
     /// Our number in `peers`.
     own: usize,
+    /// Those of `peers` that are in the acting set.
+    acting: PeerMask,
+    /// Places of the acting set that are filled.
+    members: usize,
     pub state: State,
     /// The latest round we began (as primary) or were asked into (otherwise).
     round: u32,
@@ -126,6 +130,8 @@ impl Pg {
             min_size,
             peers: Vec::new(),
             own: 0,
+            acting: 0,
+            members: 0,
             state: State::Member,
             round: 0,
             heard: 0,
@@ -179,7 +185,7 @@ impl Pg {
 
     /// Whether so many members are present that changes may be accepted.
     pub fn has_quorum(&self) -> bool {
-        self.map.members().count() >= self.min_size
+        self.members >= self.min_size
     }
 
     pub fn is_coded(&self) -> bool {
@@ -196,8 +202,7 @@ impl Pg {
 
     /// Members of the acting set.
     pub fn acting(&self) -> PeerMask {
-        let in_acting = self.peers.iter().enumerate().filter(|(_, peer)| peer.shard.is_some());
-        in_acting.fold(0, |mask, (number, _)| mask | 1 << number)
+        self.acting
     }
 
     pub fn peer_of(&self, osd: OsdId) -> Option<usize> {
@@ -303,7 +308,7 @@ impl Pg {
 
     /// Whether some who should have the data may miss changes: then we remember what changes.
     pub fn is_degraded(&self) -> bool {
-        self.map.members().count() < self.scheme.width() || !self.missing.is_empty()
+        self.members < self.scheme.width() || !self.missing.is_empty()
     }
 
     pub fn summary(&self, us: OsdId) -> PgSummary {
@@ -323,7 +328,7 @@ impl Pg {
         match self.state {
             State::Active if !self.activated => "read-only",
             State::Active if !self.missing.is_empty() => "recovering",
-            State::Active if self.map.members().count() < self.scheme.width() => "degraded",
+            State::Active if self.members < self.scheme.width() => "degraded",
             _ => self.state.name(),
         }
     }

@@ -100,13 +100,15 @@ impl Pg {
         // As another member we take the rounds of the new primary from the beginning.
         self.round = 0;
         self.peers.clear();
-        self.own = 0;
+        (self.own, self.acting) = (0, 0);
+        self.members = self.map.members().count();
         if self.map.primary() != Some(us) {
             self.scrubs.lost();
             return;
         }
         let members = self.map.members();
         self.peers = members.map(|(shard, m)| Peer { osd: m.osd, member: Some(m), shard: Some(shard) }).collect();
+        self.acting = (1 << self.peers.len()) - 1;
         for osd in former {
             if self.peers.len() < PeerMask::BITS as usize && self.peer_of(osd).is_none() {
                 self.peers.push(Peer { osd, member: None, shard: None });
@@ -487,7 +489,7 @@ impl Osd {
         pg.record_min = pg.record_min.min(pg.min_size);
         pg.recording = true;
         pg.promised |= complete.iter().filter_map(|osd| pg.peer_of(*osd)).fold(0, |mask, peer| mask | 1 << peer);
-        pg.recorded_complete = complete.len() == pg.map.members().count();
+        pg.recorded_complete = complete.len() == pg.members;
         let record = pg.record(complete);
         self.outputs.push_back(Output::Activate { pg: id, record });
     }
@@ -524,7 +526,7 @@ impl Osd {
     /// If nothing is missing any more: says so, and forgets what was kept for members that were away.
     pub(crate) fn became_complete(&mut self, shard: &mut dyn ShardIndex, id: PgId) {
         let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_writable() && pg.missing.is_empty()) else { return };
-        if pg.map.members().count() == pg.scheme.width() {
+        if pg.members == pg.scheme.width() {
             pg.dirty.clear();
         }
         if !pg.recorded_complete {
