@@ -21,6 +21,8 @@ use crate::slots::{SlotId, Slots};
 const PIECES_MAX: usize = 1024;
 /// The longest transfer with a file in memory that is done at once instead of by the kernel's threads, for which it would wait at the file's lock. Bytes.
 const AT_ONCE_MAX: usize = 1 << 20;
+/// After so many bytes of them, other events have their turn. Bytes.
+const AT_ONCE_PER_TURN: usize = 4 << 20;
 /// Boxes kept for reuse.
 const SPARE_MAX: usize = 1024;
 
@@ -204,11 +206,15 @@ impl Disks {
 
     /// Does the transfers with files in memory. After the ring was entered, so that what others wait for is on its way.
     pub(crate) fn transfer_at_once(&mut self, core: &mut Core) {
-        while let Some(id) = self.at_once.pop_front() {
+        let mut done = 0;
+        while done < AT_ONCE_PER_TURN
+            && let Some(id) = self.at_once.pop_front()
+        {
             let Some(op) = self.ops.get_mut(id) else { continue };
             let Some(disk) = self.disks.get(op.disk.0) else { continue };
             let outcome = op.transfer(disk.fd());
             self.transfers += 1;
+            done += *outcome.as_ref().unwrap_or(&0);
             self.handle_outcome(core, id, outcome);
         }
     }

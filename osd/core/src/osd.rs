@@ -8,6 +8,7 @@ use cluster_proto::ids::{ClientId, Incarnation, OsdId, PgId};
 use cluster_proto::link::{Accepted, Identity, Introduced, LinkAction, LinkId, Millis};
 use cluster_proto::map::{Activation, ClusterMap, MapChange, Member, OsdStats, SchemaError};
 use cluster_proto::shard::{ShardIndex, ShardOp, ShardOutcome};
+use cluster_proto::status::Status;
 use cluster_proto::wire::{Message, Nonce, Refusal, Role, Session, SubReply, Welcome};
 use cluster_proto::{Epoch, Uuid};
 use rustc_hash::FxBuildHasher;
@@ -555,8 +556,12 @@ impl Osd {
         match &op.kind {
             Kind::Client(_) => self.client_step(now, shard, id, from, outcome),
             Kind::Secondary { .. } => self.secondary_finish(shard, id, outcome),
-            Kind::Recovery(_) => self.recovery_step(now, shard, id, from, outcome),
-            Kind::Scrub(_) => self.scrub_step(now, shard, id, from, outcome),
+            Kind::Recovery(_) | Kind::Scrub(_) if outcome == ShardOutcome::Failed(Status::Retry) => {
+                let pg = op.pg;
+                self.pg_fail(now, pg, "a member is in another round");
+            }
+            Kind::Recovery(_) => self.recovery_step(shard, id, from, outcome),
+            Kind::Scrub(_) => self.scrub_step(shard, id, from, outcome),
             Kind::Background | Kind::Orphan => {
                 if op.is_settled() {
                     self.ops.remove(id);

@@ -14,7 +14,6 @@ use cluster_proto::link::Millis;
 use cluster_proto::locks::{Access, Hold};
 use cluster_proto::map::Interval;
 use cluster_proto::shard::{AppliedRequest, ObjectContent, ShardIndex, ShardOp, ShardOutcome};
-use cluster_proto::status::Status;
 
 use crate::op::{Kind, OpId, PeerMask, bits};
 use crate::osd::Osd;
@@ -245,19 +244,9 @@ impl Osd {
         self.send_to_peer(shard, id, from, ask);
     }
 
-    pub(crate) fn recovery_step(
-        &mut self,
-        now: Millis,
-        shard: &mut dyn ShardIndex,
-        id: OpId,
-        peer: usize,
-        outcome: ShardOutcome,
-    ) {
+    pub(crate) fn recovery_step(&mut self, shard: &mut dyn ShardIndex, id: OpId, peer: usize, outcome: ShardOutcome) {
         let Some(op) = self.ops.get_mut(id) else { return };
         let (pg, settled) = (op.pg, op.is_settled());
-        if outcome == ShardOutcome::Failed(Status::Retry) {
-            return self.pg_fail(now, pg, "a member is in another round");
-        }
         let Kind::Recovery(recovery) = &mut op.kind else { return };
         let version =
             self.pgs.get(&pg).and_then(|pg| pg.missing.get(&recovery.object)).map_or(Version::NONE, |m| m.version);

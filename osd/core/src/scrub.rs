@@ -17,7 +17,6 @@ use cluster_proto::link::Millis;
 use cluster_proto::locks::{Access, Hold};
 use cluster_proto::map::PgScrub;
 use cluster_proto::shard::{Buckets, Digests, ShardIndex, ShardOp, ShardOutcome};
-use cluster_proto::status::Status;
 use cluster_proto::wire::{Message, PeerInfo};
 
 use crate::ec::{EcOp, Purpose, ShardRead};
@@ -426,19 +425,9 @@ impl Osd {
         self.send_to(shard, id, acting, ShardOp::Verify { object });
     }
 
-    pub(crate) fn scrub_step(
-        &mut self,
-        now: Millis,
-        shard: &mut dyn ShardIndex,
-        id: OpId,
-        peer: usize,
-        outcome: ShardOutcome,
-    ) {
+    pub(crate) fn scrub_step(&mut self, shard: &mut dyn ShardIndex, id: OpId, peer: usize, outcome: ShardOutcome) {
         let Some(op) = self.ops.get_mut(id) else { return };
-        let (pg, settled) = (op.pg, op.is_settled());
-        if outcome == ShardOutcome::Failed(Status::Retry) {
-            return self.pg_fail(now, pg, "a member is in another round");
-        }
+        let settled = op.is_settled();
         let Kind::Scrub(scrub) = &mut op.kind else { return };
         let object = scrub.object;
         match &mut scrub.stage {
