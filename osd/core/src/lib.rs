@@ -10,9 +10,11 @@
 //! - [`recovery`](mod@recovery), [`purge`](mod@purge): how copies come to where they should be, and go from elsewhere;
 //! - [`scrub`](mod@scrub): damage is looked for and repaired;
 //! - [`secondary`](mod@secondary): what a member does for a primary;
+//! - [`latency`](mod@latency), [`slow`](mod@slow): how long it all takes, and why;
 //! - [`pg`]: state, locks, peering and recovery of a placement group.
 
 mod ec;
+mod latency;
 mod links;
 mod op;
 mod osd;
@@ -23,7 +25,9 @@ mod recovery;
 mod request;
 mod scrub;
 mod secondary;
+mod slow;
 mod write;
 
+pub use latency::{ByClass, Latencies, OP_CLASSES, OpClass};
 pub use osd::{Osd, OsdOptions, Output};
 pub use pg::PgSummary;

@@ -14,6 +14,7 @@ use cluster_proto::{Epoch, Uuid};
 use rustc_hash::FxBuildHasher;
 
 use crate::ec::Codes;
+use crate::latency::{Latencies, OpClass};
 use crate::links::{Caller, Links};
 use crate::op::{Kind, Local, Op, OpId, Ops};
 use crate::pg::{Pg, PgSummary};
@@ -22,6 +23,7 @@ use crate::recovery::RecoveryPace;
 use crate::request::HeldBytes;
 use crate::scrub::ScrubPace;
 use crate::secondary::HeldQuery;
+use crate::slow::{Answerer, SlowLog};
 
 /// How often [`Osd::handle_timeout`] wants to be called. Milliseconds.
 const TICK_MS: u64 = 100;
@@ -39,6 +41,8 @@ pub struct OsdOptions {
     pub started: Millis,
     /// The cluster's key, if it has one.
     pub credentials: Option<Credentials>,
+    /// Operations that take so long are told of ([`Output::Warning`]); 0: none.
+    pub slow_operation_ms: Millis,
 }
 
 /// What the core asks of its driver. To be carried out in order.
@@ -87,6 +91,8 @@ pub enum Output {
     Suspect(Vec<Member>),
     /// Something an operator should see.
     Notice(String),
+    /// Something abnormal that is served all the same: a slow operation.
+    Warning(String),
 }
 
 /// The deciding part of an OSD. Driven by `osd` (the daemon) and by the simulator.
@@ -111,6 +117,10 @@ pub struct Osd {
     pub(crate) early_queries: BTreeMap<PgId, HeldQuery>,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) stats: OsdStats,
+    /// The present time, for measurements. Microseconds.
+    pub(crate) now_us: u64,
+    pub(crate) latencies: Box<Latencies>,
+    pub(crate) slow: SlowLog,
     /// When we last asked for our registration and found it.
     pub(crate) registered: Millis,
     pub(crate) recovery: RecoveryPace,
@@ -133,6 +143,9 @@ impl Osd {
         };
         Self {
             stats: OsdStats { incarnation: options.incarnation, ..OsdStats::default() },
+            now_us: options.started * 1_000,
+            latencies: Box::default(),
+            slow: SlowLog::new(options.slow_operation_ms),
             options,
             identity,
             map: ClusterMap::default(),
@@ -157,6 +170,12 @@ impl Osd {
     }
 
     // ---- inputs
+
+    /// The time in microseconds, on the same clock as the milliseconds of the other inputs. It is only measured with; without it
+    /// latencies are those in milliseconds. Once in each turn of the driver, before anything else, is enough.
+    pub fn handle_clock(&mut self, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+    }
 
     /// A key of the cluster state has this value now (`None`: deleted). Events of one range must come in their order.
     ///
@@ -235,6 +254,7 @@ impl Osd {
 
     /// A message arrived.
     pub fn handle_message(&mut self, now: Millis, shard: &mut dyn ShardIndex, link: LinkId, message: Message) {
+        self.handle_clock(now * 1_000);
         if let Some(incoming) = self.links.incoming.get_mut(&link) {
             incoming.heard = now;
             let caller = incoming.caller;
@@ -249,12 +269,16 @@ impl Osd {
 
     /// Our store finished an operation.
     pub fn handle_local(&mut self, now: Millis, shard: &mut dyn ShardIndex, tag: u64, outcome: ShardOutcome) {
+        self.handle_clock(now * 1_000);
         let id = OpId(tag);
         let Some(op) = self.ops.get_mut(id) else {
             debug_assert!(false, "a store outcome for an unknown operation");
             return;
         };
         let pg = op.pg;
+        let took = self.now_us - op.asked_us;
+        self.latencies.store[op.class as usize].add(took);
+        op.answered(Answerer::Own, took);
         let was_mutation = std::mem::replace(&mut op.local, Local::None) == Local::Mutation;
         let own = self.pgs.get(&pg).map_or(0, Pg::own);
         self.handle_outcome(now, shard, id, own, outcome);
@@ -283,6 +307,7 @@ impl Osd {
 
     /// The time [`Osd::poll_timeout`] named has come.
     pub fn handle_timeout(&mut self, now: Millis, shard: &mut dyn ShardIndex) {
+        self.handle_clock(now * 1_000);
         self.tick = now + TICK_MS;
         for link in self.links.expired(now) {
             if let Some(incoming) = self.links.incoming.remove(&link) {
@@ -297,6 +322,7 @@ impl Osd {
         self.poll_scrubs(now, shard);
         self.poll_purge(shard);
         self.report_suspects();
+        self.poll_slow(now);
         self.start_ready(shard);
         debug_assert!(self.check_invariants());
     }
@@ -328,6 +354,11 @@ impl Osd {
             }
         }
         stats
+    }
+
+    /// How long operations took.
+    pub fn latencies(&self) -> &Latencies {
+        &self.latencies
     }
 
     /// States of the PGs this OSD is a member of.
@@ -540,6 +571,9 @@ impl Osd {
             return;
         }
         op.remotes &= !(1 << peer);
+        let took = self.now_us - op.asked_us;
+        self.latencies.member[op.class as usize].add(took);
+        op.answered(Answerer::Osd(osd), took);
         self.handle_outcome(now, shard, id, peer, outcome);
     }
 
@@ -575,6 +609,7 @@ impl Osd {
         let Some(op) = self.ops.get_mut(id) else { return };
         let Some(pg) = self.pgs.get_mut(&op.pg) else { return };
         let mutation = shard_op.is_mutation();
+        (op.asked_us, op.class) = (self.now_us, OpClass::of(&shard_op));
         pg.scrubs.changes += u64::from(mutation);
         if peer == pg.own() {
             op.local = if mutation { Local::Mutation } else { Local::Read };
@@ -617,7 +652,7 @@ impl Osd {
     }
 
     pub(crate) fn new_op(&mut self, pg: PgId, kind: Kind) -> OpId {
-        self.ops.insert(Op { pg, kind, local: Local::None, remotes: 0 })
+        self.ops.insert(Op::new(self.now_us, pg, kind))
     }
 
     /// Our own assumptions; always true.

@@ -13,6 +13,7 @@ use cluster_proto::status::Status;
 use cluster_proto::wire::{Deposed, Message, PeerInfo, PeerList, PeerObjects, PeerQuery, SubReply, SubRequest};
 use cluster_proto::{PgId, limits};
 
+use crate::latency::OpClass;
 use crate::op::{Kind, Local, Op, OpId};
 use crate::osd::{Osd, Output};
 
@@ -37,12 +38,17 @@ impl Osd {
         pg.dirty.follow(&request.op, degraded, |object| shard.head(object).map(|h| h.version).unwrap_or_default());
         let local = if mutation { Local::Mutation } else { Local::Read };
         let kind = Kind::Secondary { link, id: request.id };
-        let id = self.ops.insert(Op { pg: request.pg, kind, local, remotes: 0 });
+        let op = Op { local, class: OpClass::of(&request.op), ..Op::new(self.now_us, request.pg, kind) };
+        let id = self.ops.insert(op);
         self.outputs.push_back(Output::Local { tag: id.0, op: request.op });
     }
 
     pub(crate) fn secondary_finish(&mut self, shard: &mut dyn ShardIndex, id: OpId, outcome: ShardOutcome) {
         let Some(op) = self.ops.remove(id) else { return };
+        let took = self.now_us - op.began_us;
+        if self.slow.is_slow(took) {
+            self.slow_secondary(op.pg, op.class, took);
+        }
         if let Kind::Secondary { link, id } = op.kind {
             self.sub_reply(shard, link, id, outcome);
         }

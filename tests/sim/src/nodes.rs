@@ -15,6 +15,9 @@ use crate::disk::Disk;
 use crate::net::{Micros, NodeId};
 use crate::rng::Rng;
 
+/// What counts as slow: so little that the log of it is written all the time. Milliseconds.
+const SLOW_MS: u64 = 50;
+
 /// An OSD: its disk stays, its process comes and goes.
 pub struct OsdNode {
     /// Number.
@@ -99,7 +102,14 @@ impl OsdRun {
             return false;
         }
         let (cluster, incarnation, credentials) = (CLUSTER, self.incarnation, credentials.clone());
-        self.core = Some(Osd::new(OsdOptions { id, cluster, incarnation, started: now, credentials }));
+        self.core = Some(Osd::new(OsdOptions {
+            id,
+            cluster,
+            incarnation,
+            started: now,
+            credentials,
+            slow_operation_ms: SLOW_MS,
+        }));
         true
     }
 }

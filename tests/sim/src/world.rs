@@ -496,7 +496,7 @@ impl World {
                 }
                 self.after(delay, Event::Suspect { osd, life });
             }
-            OsdOutput::Notice(text) => self.note(|| format!("osd {}: {text}", osd + 1)),
+            OsdOutput::Notice(text) | OsdOutput::Warning(text) => self.note(|| format!("osd {}: {text}", osd + 1)),
         }
     }
 

@@ -87,6 +87,22 @@ pub struct OsdState {
     pub started: u64,
 }
 
+/// How long operations of one kind took of late at an OSD. The times are at most a quarter too long.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct LatencyStats {
+    /// Where they took place: `client` (requests, from arrival to answer), `member` (at other members), `store` (the own one).
+    pub at: String,
+    /// What they were: `read`, `write`, `sync`, `other`.
+    pub op: String,
+    /// How many ended in the last ten seconds or so; the quantiles are of these.
+    pub count: u64,
+    /// Half of them took no longer. Microseconds.
+    pub p50_us: u64,
+    /// 99 of 100 took no longer. Microseconds.
+    pub p99_us: u64,
+}
+
 /// Statistics that an OSD writes every few seconds. Counters run from the OSD's start.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
@@ -126,6 +142,9 @@ pub struct OsdStats {
     pub pgs_active: u32,
     /// PGs this OSD leads and does not serve.
     pub pgs_inactive: u32,
+    /// Latencies of what there was of late.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub latencies: Vec<LatencyStats>,
 }
 
 /// A running gateway. Bound to the gateway's lease.
