@@ -58,6 +58,7 @@ async fn ask(identity: &Identity, osd: OsdId, address: SocketAddr) -> io::Result
         Some(Message::Refuse(why)) => why,
         _ => return Ok(Probe::Silent),
     };
+    tracing::warn!(osd = osd.0, %address, "an OSD and this monitor do not come together: {refused}");
     // Somebody else listens where the OSD did.
     let gone = matches!(refused, Refusal::Target | Refusal::Cluster);
     Ok(if gone { Probe::Refused } else { Probe::Silent })

@@ -85,6 +85,7 @@ impl Shard {
             incarnation: setup.incarnation,
             credentials: options.credentials.clone(),
             started: reactor.now_ns() / 1_000_000,
+            started_unix: crate::handle::seconds_since_1970(),
             slow_operation_ms: options.slow_operation_ms.into(),
         };
         tracing::info!(osd = options.id.0, %address, incarnation = setup.incarnation.0, "serving");
@@ -358,6 +359,7 @@ impl Shard {
         (stats.space, stats.io_errors, stats.crc_errors) = (self.store.space(), store.io_errors, store.crc_errors);
         self.live.send_replace(Live {
             stats,
+            unrecorded_scrubs: self.core.unrecorded_scrubs(),
             latencies: Box::new(self.core.latencies().clone()),
             store,
             reactor: self.reactor.counters(),

@@ -7,7 +7,7 @@
 //!
 //! - [`request`](mod@request): a client's request comes in, waits for its PG and its object, is answered;
 //! - [`write`](mod@write), [`read`](mod@read), [`ec`](mod@ec): what the primary does;
-//! - [`recovery`](mod@recovery), [`purge`](mod@purge): how copies come to where they should be, and go from elsewhere;
+//! - [`recovery`](mod@recovery), [`pace`](mod@pace), [`purge`](mod@purge): how copies come to where they should be, and go from elsewhere;
 //! - [`scrub`](mod@scrub): damage is looked for and repaired;
 //! - [`secondary`](mod@secondary): what a member does for a primary;
 //! - [`latency`](mod@latency), [`slow`](mod@slow): how long it all takes, and why;
@@ -18,6 +18,7 @@ mod latency;
 mod links;
 mod op;
 mod osd;
+mod pace;
 mod pg;
 mod purge;
 mod read;

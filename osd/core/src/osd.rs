@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use cluster_proto::auth::Credentials;
 use cluster_proto::ids::{ClientId, Incarnation, OsdId, PgId};
 use cluster_proto::link::{Accepted, Identity, Introduced, LinkAction, LinkId, Millis};
-use cluster_proto::map::{Activation, ClusterMap, MapChange, Member, OsdStats, SchemaError};
+use cluster_proto::map::{Activation, ClusterMap, MapChange, Member, OsdStats, PgScrub, SchemaError};
 use cluster_proto::shard::{ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{Message, Nonce, Refusal, Role, Session, SubReply, Welcome};
@@ -17,9 +17,9 @@ use crate::ec::Codes;
 use crate::latency::{Latencies, OpClass};
 use crate::links::{Caller, Links};
 use crate::op::{Kind, Local, Op, OpId, Ops};
+use crate::pace::RecoveryPace;
 use crate::pg::{Pg, PgSummary};
 use crate::purge::Purge;
-use crate::recovery::RecoveryPace;
 use crate::request::HeldBytes;
 use crate::scrub::ScrubPace;
 use crate::secondary::HeldQuery;
@@ -39,6 +39,8 @@ pub struct OsdOptions {
     pub incarnation: Incarnation,
     /// When it began.
     pub started: Millis,
+    /// What the time of day was then. Seconds since 1970; only scrubs go by it.
+    pub started_unix: u64,
     /// The cluster's key, if it has one.
     pub credentials: Option<Credentials>,
     /// Operations that take so long are told of ([`Output::Warning`]); 0: none.
@@ -191,11 +193,11 @@ impl Osd {
         match self.map.apply(key, value)? {
             MapChange::None
             | MapChange::Cluster
-            | MapChange::Settings
             | MapChange::Tree
             | MapChange::Scrub(_)
             | MapChange::Suspicion(_)
             | MapChange::OsdConfig(_) => {}
+            MapChange::Settings => self.recovery.apply(&self.map.settings),
             MapChange::Pool(pool) => {
                 if let Some(config) = self.map.pools.get(&pool) {
                     shard.set_pool(pool, config.pg_count);
@@ -236,10 +238,8 @@ impl Osd {
 
     /// A connection ended or could not be opened. Also for those that broke the protocol, which the driver closes.
     pub fn handle_closed(&mut self, now: Millis, shard: &mut dyn ShardIndex, link: LinkId) {
-        if let Some(incoming) = self.links.incoming.remove(&link) {
-            self.leader_lost(link, incoming.granted);
-            self.drop_unstarted(link);
-            return;
+        if self.links.incoming.contains_key(&link) {
+            return self.forget_caller(link);
         }
         if let Some(out) = self.links.outgoing_by_link(link) {
             let (osd, was_ready) = (out.target(), out.ready().is_some());
@@ -310,14 +310,12 @@ impl Osd {
         self.handle_clock(now * 1_000);
         self.tick = now + TICK_MS;
         for link in self.links.expired(now) {
-            if let Some(incoming) = self.links.incoming.remove(&link) {
-                self.leader_lost(link, incoming.granted);
-            }
-            self.drop_unstarted(link);
+            self.forget_caller(link);
             self.outputs.push_back(Output::Close(link));
         }
         self.poll_links(now, shard);
-        self.recovery.tick(self.held.len());
+        let (objects, bytes) = (self.stats.recovered_objects, self.stats.recovered_bytes);
+        self.recovery.tick(now, self.held.len(), objects, bytes);
         self.poll_pgs(now, shard);
         self.poll_scrubs(now, shard);
         self.poll_purge(shard);
@@ -344,8 +342,8 @@ impl Osd {
     /// Counters for the state store. Space and device errors are the driver's to fill in.
     pub fn stats(&self) -> OsdStats {
         let mut stats = self.stats.clone();
-        for (id, pg) in self.pgs.iter().filter(|(_, pg)| pg.is_primary()) {
-            stats.scrubs.extend(pg.scrubs.done(*id));
+        stats.recovery = self.recovery.rate();
+        for pg in self.pgs.values().filter(|pg| pg.is_primary()) {
             if pg.is_active() {
                 stats.pgs_active += 1;
                 stats.objects_degraded += pg.missing.len() as u64;
@@ -354,6 +352,13 @@ impl Osd {
             }
         }
         stats
+    }
+
+    /// What this OSD has scrubbed and is not in the cluster state yet, as far as it knows: to be written there.
+    pub fn unrecorded_scrubs(&self) -> Vec<(PgId, PgScrub)> {
+        let led = self.pgs.iter().filter(|(_, pg)| pg.is_primary());
+        let done = led.filter_map(|(id, pg)| Some((*id, pg.scrubs.done()?)));
+        done.filter(|(id, done)| self.map.scrubbed.get(id) != Some(done)).collect()
     }
 
     /// How long operations took.
@@ -529,8 +534,7 @@ impl Osd {
     fn refuse(&mut self, link: LinkId, why: Refusal) {
         self.send(link, Message::Refuse(why));
         self.outputs.push_back(Output::Close(link));
-        self.links.incoming.remove(&link);
-        self.drop_unstarted(link);
+        self.forget_caller(link);
     }
 
     /// Connects, probes and gives up connections to members.

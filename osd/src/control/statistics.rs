@@ -1,11 +1,11 @@
-//! The OSD's statistics key.
+//! The OSD's statistics key, and what it has scrubbed.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use cluster_proto::OsdId;
-use cluster_proto::map::{LatencyStats, keys};
+use cluster_proto::map::{LatencyStats, PgScrub, keys};
+use cluster_proto::{OsdId, PgId};
 use cluster_state::{StateStore, Txn};
 use osd_core::{Latencies, OP_CLASSES};
 use tokio::sync::watch;
@@ -46,6 +46,17 @@ impl Recent {
     }
 }
 
+/// Writes what was scrubbed to the cluster state, where the next primary, or our next run, finds it. What fails is tried again at the next
+/// interval, because it is not seen to be there.
+async fn record_scrubs(id: OsdId, state: &dyn StateStore, scrubs: &[(PgId, PgScrub)]) {
+    for (pg, done) in scrubs {
+        let value = serde_json::to_vec(done).unwrap_or_default();
+        if let Err(error) = state.txn(Txn::new().put(keys::scrubbed(*pg), value)).await {
+            return tracing::debug!(osd = id.0, "a scrub is not recorded: {error}");
+        }
+    }
+}
+
 /// Writes statistics for ever.
 pub(super) async fn run(id: OsdId, state: &dyn StateStore, live: watch::Receiver<Live>) -> Infallible {
     let mut written = Vec::new();
@@ -53,6 +64,7 @@ pub(super) async fn run(id: OsdId, state: &dyn StateStore, live: watch::Receiver
     loop {
         sleep(INTERVAL).await;
         let mut now = live.borrow().clone();
+        record_scrubs(id, state, &now.unrecorded_scrubs).await;
         now.stats.latencies = recent.take(&now.latencies);
         let value = now.statistics();
         if value == written {

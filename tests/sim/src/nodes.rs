@@ -96,8 +96,8 @@ impl OsdNode {
 }
 
 impl OsdRun {
-    /// Starts the core once the store is open. True if it did.
-    pub fn start_core(&mut self, id: OsdId, now: u64, credentials: &Option<Credentials>) -> bool {
+    /// Starts the core once the store is open. True if it did. `now` and `unix`: milliseconds on its clock, seconds for all.
+    pub fn start_core(&mut self, id: OsdId, (now, unix): (u64, u64), credentials: &Option<Credentials>) -> bool {
         if self.core.is_some() || !self.store.is_running() {
             return false;
         }
@@ -107,6 +107,7 @@ impl OsdRun {
             cluster,
             incarnation,
             started: now,
+            started_unix: unix,
             credentials,
             slow_operation_ms: SLOW_MS,
         }));

@@ -32,8 +32,10 @@ pub const LAST_OSD: &str = "/blockyard/config/last-osd";
 pub const OSDS: &str = "/blockyard/osd/";
 /// PG maps, activations, history.
 pub const PGS: &str = "/blockyard/pg/";
-/// Scrubs that operators asked for.
+/// Scrubs: those that operators asked for, by PG, and [`SCRUBBED`].
 pub const SCRUBS: &str = "/blockyard/scrub/";
+/// What has been scrubbed.
+pub const SCRUBBED: &str = "/blockyard/scrub/done/";
 /// Images.
 pub const IMAGES: &str = "/blockyard/image/";
 /// Image metadata, by layer.
@@ -94,6 +96,11 @@ pub fn pg_history(pg: PgId) -> String {
 /// The scrub of a PG that an operator asked for last.
 pub fn scrub(pg: PgId) -> String {
     format!("{SCRUBS}{pg}")
+}
+
+/// What has been scrubbed of a PG.
+pub fn scrubbed(pg: PgId) -> String {
+    format!("{SCRUBBED}{pg}")
 }
 
 /// Metadata of a layer.
