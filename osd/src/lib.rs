@@ -29,7 +29,7 @@ pub use error::{Error, ErrorKind};
 pub use handle::{End, OsdHandle, spawn};
 pub use identity::{Identity, identify};
 pub use live::Live;
-pub use osd_core::{ByClass, Latencies, OP_CLASSES, OpClass};
 pub use metrics::to_prometheus;
 pub use options::{DurabilityOption, OsdOptions};
+pub use osd_core::{ByClass, Latencies, OP_CLASSES, OpClass};
 pub use prepare::{PrepareOptions, Prepared, prepare};

@@ -65,7 +65,8 @@ pub fn to_prometheus(osds: &[(OsdId, Live)]) -> String {
 
 fn put_latencies(out: &mut String, osds: &[(OsdId, Live)]) {
     let name = "blockyard_osd_process_latency_seconds";
-    let help = "Time that operations took: requests of clients, operations at other members, operations of the own store";
+    let help =
+        "Time that operations took: requests of clients, operations at other members, operations of the own store";
     let _ = writeln!(out, "# HELP {name} {help}.\n# TYPE {name} histogram");
     for (id, live) in osds {
         for (place, by_class) in live.latencies.places() {

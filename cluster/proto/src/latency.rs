@@ -148,10 +148,9 @@ mod tests {
         assert_eq!(lines[2], "x_bucket{op=\"read\",le=\"0.000004\"} 4");
         assert_eq!(lines[3], "x_bucket{op=\"read\",le=\"0.000008\"} 5");
         assert_eq!(lines[25], "x_bucket{op=\"read\",le=\"33.554432\"} 5");
-        assert_eq!(lines[26..], [
-            "x_bucket{op=\"read\",le=\"+Inf\"} 6",
-            "x_sum{op=\"read\"} 1000.00001",
-            "x_count{op=\"read\"} 6"
-        ]);
+        assert_eq!(
+            lines[26..],
+            ["x_bucket{op=\"read\",le=\"+Inf\"} 6", "x_sum{op=\"read\"} 1000.00001", "x_count{op=\"read\"} 6"]
+        );
     }
 }

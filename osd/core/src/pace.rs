@@ -125,7 +125,9 @@ impl RecoveryPace {
 
     /// The present speed.
     pub fn rate(&self) -> RecoveryRate {
-        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else { return RecoveryRate::default() };
+        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
+            return RecoveryRate::default();
+        };
         let (objects, bytes) = (last.objects - first.objects, last.bytes - first.bytes);
         let window_ms = if objects == 0 && bytes == 0 { 0 } else { last.at - first.at };
         RecoveryRate { window_ms, objects, bytes }

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::keys;
 use super::{
-    Activation, ClusterSettings, Interval, OsdConfig, OsdState, PgMap, PgScrub, PlacementTree, PoolConfig, ScrubRequest,
-    Suspicion,
+    Activation, ClusterSettings, Interval, OsdConfig, OsdState, PgMap, PgScrub, PlacementTree, PoolConfig,
+    ScrubRequest, Suspicion,
 };
 use crate::ids::{OsdId, PgId, PoolId};
 

@@ -5,7 +5,7 @@
 //! | `config/` | every daemon and client |
 //! | `osd/` | every daemon and client: addresses, bound to a lease |
 //! | `pg/` | every daemon and client; map, activation and history in one range, because their order matters |
-//! | `scrub/` | every OSD |
+//! | `scrub/` | every OSD; what is asked for, and what was done: a write for each PG and interval, because whoever leads next must know |
 //! | `suspect/` | the monitor |
 //! | `image/` | a client watches the single keys of the images it has open |
 //! | `export/` | gateways |

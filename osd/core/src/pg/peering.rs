@@ -427,7 +427,8 @@ impl Osd {
             return;
         }
         if listing.heads[number].len() + objects.heads.len() > PG_HEADS_MAX {
-            let why = format!("osd {osd} lists more than {PG_HEADS_MAX} objects of it: more PGs have fewer objects each");
+            let why =
+                format!("osd {osd} lists more than {PG_HEADS_MAX} objects of it: more PGs have fewer objects each");
             return self.pg_fail(now, id, &why);
         }
         listing.heads[number].extend(objects.heads);

@@ -6,8 +6,8 @@ use std::time::Duration;
 use e2e::{Fleet, FleetOptions, Nbd, Random, eventually, have, limited};
 use serde_json::{Value, json};
 
-use crate::damage::{SECTOR, flip, places};
 use crate::daemons::{metrics, sample};
+use crate::damage::{SECTOR, flip, places};
 
 /// Data in the image. Sectors.
 const SECTORS: usize = 2048;
