@@ -33,4 +33,4 @@ mod volume_cluster;
 pub use config::GatewayOptions;
 pub use error::{Error, ErrorKind};
 pub use handle::{End, GatewayHandle, spawn};
-pub use metrics::{ExportStats, GatewayStats, LATENCY_BUCKETS, OP_KINDS, OpKind, OpStats};
+pub use metrics::{ExportStats, GatewayStats, OP_KINDS, OpKind, OpStats};

@@ -5,11 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use cluster_proto::latency::Histogram;
 use gateway_core::{VolumeOp, VolumeReply};
-
-/// Buckets of a latency histogram: number `i` counts operations that took less than `2^i` microseconds (and not less than
-/// the bucket before); the last one everything longer.
-pub const LATENCY_BUCKETS: usize = 26;
 
 /// A kind of operation on a volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,10 +84,8 @@ pub struct OpStats {
     pub errors: u64,
     /// Bytes that they concerned.
     pub bytes: u64,
-    /// Sum of the times from request to answer. Microseconds.
-    pub latency_us_sum: u64,
-    /// See [`LATENCY_BUCKETS`].
-    pub latency: [u64; LATENCY_BUCKETS],
+    /// Times from request to answer.
+    pub latency: Histogram,
 }
 
 impl OpStats {
@@ -98,9 +93,7 @@ impl OpStats {
         self.count += 1;
         self.errors += u64::from(failed);
         self.bytes += bytes;
-        self.latency_us_sum += latency_us;
-        let bits = (u64::BITS - latency_us.leading_zeros()) as usize;
-        self.latency[bits.min(LATENCY_BUCKETS - 1)] += 1;
+        self.latency.add(latency_us);
     }
 }
 
@@ -181,16 +174,7 @@ impl GatewayStats {
     fn put_latency(&self, out: &mut String) {
         let name = "blockyard_gateway_latency_seconds";
         let _ = writeln!(out, "# HELP {name} Time from request to answer.\n# TYPE {name} histogram");
-        for (labels, op) in self.ops().filter(|(_, op)| op.count > 0) {
-            let mut below = 0;
-            for (i, count) in op.latency[..LATENCY_BUCKETS - 1].iter().enumerate() {
-                below += count;
-                let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{}\"}} {below}", (1u64 << i) as f64 / 1e6);
-            }
-            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", op.count);
-            let _ = writeln!(out, "{name}_sum{{{labels}}} {}", op.latency_us_sum as f64 / 1e6);
-            let _ = writeln!(out, "{name}_count{{{labels}}} {}", op.count);
-        }
+        self.ops().for_each(|(labels, op)| op.latency.put_prometheus(out, name, &labels));
     }
 }
 
@@ -203,15 +187,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn latencies_fall_into_powers_of_two() {
+    fn an_export_has_its_labels() {
         let mut stats = ExportStats::default();
         for latency in [0, 1, 2, 3, 4, 1_000_000_000] {
             stats.add(OpKind::Write, 512, latency, &VolumeReply::Done);
         }
         let write = &stats.ops[OpKind::Write as usize];
         assert_eq!((write.count, write.bytes, write.errors), (6, 6 * 512, 0));
-        assert_eq!(write.latency[..4], [1, 1, 2, 1]);
-        assert_eq!(write.latency[LATENCY_BUCKETS - 1], 1);
+        assert_eq!(write.latency.count(), 6);
         let exports = BTreeMap::from([("a\"b".to_owned(), stats)]);
         let text = GatewayStats { exports, ..GatewayStats::default() }.to_prometheus();
         let bucket = "blockyard_gateway_latency_seconds_bucket{export=\"a\\\"b\",op=\"write\",le=\"0.000002\"} 2";

@@ -53,11 +53,18 @@ async fn ask(identity: &Identity, osd: OsdId, address: SocketAddr) -> io::Result
     let refused = match answer(&mut connection).await? {
         Some(Message::Welcome(theirs)) => match link.handle_welcome(0, identity, &theirs) {
             Ok(introduced) => return Ok(Probe::Alive(introduced.incarnation)),
-            Err(why) => why,
+            Err(why) => {
+                // So that the other side can say why, too. It may be gone already.
+                bytes.clear();
+                let _ = encode(&Message::Refuse(why), &mut bytes);
+                let _ = connection.write_all(&bytes).await;
+                why
+            }
         },
         Some(Message::Refuse(why)) => why,
         _ => return Ok(Probe::Silent),
     };
+    tracing::warn!(osd = osd.0, %address, "an OSD and this monitor do not come together: {refused}");
     // Somebody else listens where the OSD did.
     let gone = matches!(refused, Refusal::Target | Refusal::Cluster);
     Ok(if gone { Probe::Refused } else { Probe::Silent })

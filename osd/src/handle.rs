@@ -150,7 +150,7 @@ fn panicked(id: OsdId) -> Error {
     Error::new(ErrorKind::Broken, format!("OSD {id} met a fault of its own (the log has a panic message): restart it"))
 }
 
-fn seconds_since_1970() -> u64 {
+pub(crate) fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

@@ -31,4 +31,5 @@ pub use identity::{Identity, identify};
 pub use live::Live;
 pub use metrics::to_prometheus;
 pub use options::{DurabilityOption, OsdOptions};
+pub use osd_core::{ByClass, Latencies, OP_CLASSES, OpClass};
 pub use prepare::{PrepareOptions, Prepared, prepare};

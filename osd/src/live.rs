@@ -2,7 +2,9 @@
 
 use blockstore::StoreStats;
 use cluster_io::Counters;
-use cluster_proto::map::OsdStats;
+use cluster_proto::PgId;
+use cluster_proto::map::{OsdStats, PgScrub};
+use osd_core::Latencies;
 use serde::Serialize;
 
 /// A recent state of an OSD, at most about 100 ms old. Counters run from its start.
@@ -11,6 +13,10 @@ pub struct Live {
     /// What the cluster sees of it, with what the store knows: space, device errors, checksum errors (each failed check of
     /// a sector, so one damaged sector that is read twice counts twice).
     pub stats: OsdStats,
+    /// What it has scrubbed that is not in the cluster state yet.
+    pub unrecorded_scrubs: Vec<(PgId, PgScrub)>,
+    /// How long operations took.
+    pub latencies: Box<Latencies>,
     /// What its store did.
     pub store: StoreStats,
     /// What its reactor did.

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use cluster_proto::OsdId;
 
+use osd_core::OP_CLASSES;
+
 use crate::live::Live;
 
 /// A number of an OSD: name, kind, help, and where it is.
@@ -20,6 +22,8 @@ const METRICS: &[Metric] = &[
     ("recovered_objects_total", "counter", "Objects copied to bring members to the same state", |l| {
         l.stats.recovered_objects
     }),
+    ("recovered_bytes_total", "counter", "Bytes written to members for that", |l| l.stats.recovered_bytes),
+    ("objects_degraded", "gauge", "Objects of PGs that it leads that some member lacks", |l| l.stats.objects_degraded),
     ("scrubbed_objects_total", "counter", "Objects that deep scrubs verified", |l| l.stats.scrubbed_objects),
     ("scrub_errors_total", "counter", "Damaged sectors and differences that scrubs found", |l| l.stats.scrub_errors),
     ("scrub_unrepaired_total", "counter", "Damaged sectors that scrubs could not repair", |l| l.stats.scrub_unrepaired),
@@ -55,7 +59,23 @@ pub fn to_prometheus(osds: &[(OsdId, Live)]) -> String {
             let _ = writeln!(out, "{name}{{osd=\"{id}\"}} {}", value(live));
         }
     }
+    put_latencies(&mut out, osds);
     out
+}
+
+fn put_latencies(out: &mut String, osds: &[(OsdId, Live)]) {
+    let name = "blockyard_osd_process_latency_seconds";
+    let help =
+        "Time that operations took: requests of clients, operations at other members, operations of the own store";
+    let _ = writeln!(out, "# HELP {name} {help}.\n# TYPE {name} histogram");
+    for (id, live) in osds {
+        for (place, by_class) in live.latencies.places() {
+            for (class, histogram) in OP_CLASSES.into_iter().zip(by_class) {
+                let labels = format!("osd=\"{id}\",at=\"{place}\",op=\"{}\"", class.name());
+                histogram.put_prometheus(out, name, &labels);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -68,7 +88,20 @@ mod tests {
         live.stats.reads = 7;
         let text = to_prometheus(&[(OsdId(1), Live::default()), (OsdId(2), live)]);
         assert!(text.contains("blockyard_osd_process_reads_total{osd=\"2\"} 7\n"), "{text}");
+        assert!(!text.contains("_bucket"), "nothing has been counted");
         let samples = text.lines().filter(|line| !line.starts_with('#')).count();
         assert_eq!(samples, 2 * METRICS.len());
+    }
+
+    #[test]
+    fn latencies_say_where_and_of_what() {
+        let mut live = Live::default();
+        live.latencies.member[1].add(1_000);
+        let text = to_prometheus(&[(OsdId(2), live)]);
+        let name = "blockyard_osd_process_latency_seconds";
+        let labels = "osd=\"2\",at=\"member\",op=\"write\"";
+        assert!(text.contains(&format!("{name}_bucket{{{labels},le=\"0.001024\"}} 1\n")), "{text}");
+        assert!(text.contains(&format!("{name}_bucket{{{labels},le=\"0.000512\"}} 0\n")), "{text}");
+        assert!(text.contains(&format!("{name}_sum{{{labels}}} 0.001\n")), "{text}");
     }
 }

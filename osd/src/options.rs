@@ -78,6 +78,8 @@ pub struct OsdOptions {
     pub discard_sectors_min: u32,
     /// How long others take a dead OSD for alive. Seconds, 1 to 60; default 5.
     pub lease_ttl_s: u32,
+    /// Operations that take so long are logged, with where the time went; 0: none. Milliseconds, at most an hour; default 1,000.
+    pub slow_operation_ms: u32,
 }
 
 impl OsdOptions {
@@ -103,6 +105,7 @@ impl OsdOptions {
             memory_bytes_max: 1 << 30,
             discard_sectors_min: 256,
             lease_ttl_s: 5,
+            slow_operation_ms: 1_000,
         }
     }
 
@@ -110,6 +113,9 @@ impl OsdOptions {
         let invalid = |text: String| Err(Error::new(ErrorKind::Invalid, text));
         if !(1..=60).contains(&self.lease_ttl_s) {
             return invalid(format!("the lease lasts {} s: give 1 to 60", self.lease_ttl_s));
+        }
+        if self.slow_operation_ms > 3_600_000 {
+            return invalid(format!("operations are slow after {} ms: give at most 3600000", self.slow_operation_ms));
         }
         if self.advertised(self.listen).ip().is_unspecified() {
             let listen = self.listen;

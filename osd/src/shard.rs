@@ -85,6 +85,8 @@ impl Shard {
             incarnation: setup.incarnation,
             credentials: options.credentials.clone(),
             started: reactor.now_ns() / 1_000_000,
+            started_unix: crate::handle::seconds_since_1970(),
+            slow_operation_ms: options.slow_operation_ms.into(),
         };
         tracing::info!(osd = options.id.0, %address, incarnation = setup.incarnation.0, "serving");
         Ok(Self {
@@ -149,6 +151,7 @@ impl Shard {
         let timeout = clock::instant_of(self.core.poll_timeout().saturating_mul(1_000_000));
         self.reactor.turn(Some(timeout.min(self.next_beat)))?;
         self.now = self.reactor.now_ns() / 1_000_000;
+        self.core.handle_clock(self.reactor.now_ns() / 1_000);
         while let Some(event) = self.reactor.next_event() {
             self.handle_event(event);
         }
@@ -332,6 +335,7 @@ impl Shard {
             Output::Activate { pg, record } => self.activations.push(ActivationRequest { pg, record }),
             Output::Suspect(suspects) => drop(self.suspects.send_replace(suspects)),
             Output::Notice(text) => tracing::info!(osd = self.id.0, "{text}"),
+            Output::Warning(text) => tracing::warn!(osd = self.id.0, "{text}"),
         }
     }
 
@@ -355,6 +359,8 @@ impl Shard {
         (stats.space, stats.io_errors, stats.crc_errors) = (self.store.space(), store.io_errors, store.crc_errors);
         self.live.send_replace(Live {
             stats,
+            unrecorded_scrubs: self.core.unrecorded_scrubs(),
+            latencies: Box::new(self.core.latencies().clone()),
             store,
             reactor: self.reactor.counters(),
             connections: self.connections.len(),

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use blockstore::inspect::{self, CheckReport, Dump, DumpOptions, ReadAt};
 use cluster_proto::OsdId;
-use cluster_proto::map::{ClusterMap, OsdStats, keys, parse};
+use cluster_proto::map::{ClusterMap, LatencyStats, OsdStats, keys, parse};
 use serde::Serialize;
 
 use crate::args::{OsdCheck, OsdDump};
@@ -63,6 +63,11 @@ impl OsdView {
             started: state.map(|state| state.started),
             stats: stats.get(&id).cloned().unwrap_or_default(),
         }
+    }
+
+    /// How long operations took of late.
+    pub fn latencies(&self) -> &[LatencyStats] {
+        &self.stats.latencies
     }
 
     fn row(&self) -> [String; 10] {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cluster_proto::map::{Activation, ClusterMap, Interval, OsdStats, PgMap, ScrubRequest, keys, parse};
+use cluster_proto::map::{Activation, ClusterMap, Interval, OsdStats, PgMap, PgScrub, ScrubRequest, keys, parse};
 use cluster_proto::{OsdId, PgId};
 use cluster_state::Txn;
 use mon_core::health::{PgState, pg_state};
+use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
 
 use crate::args::PgCommand;
@@ -86,10 +87,38 @@ pub async fn run(session: &Session, command: PgCommand, out: Output) -> Result<(
     let map = session.map().await?;
     match command {
         PgCommand::Ls { pool, osd, state } => ls(&map, pool.as_deref(), osd, state.as_deref(), out),
-        PgCommand::Describe { pg } => describe(&map, &statistics(session).await?, pg, out),
+        PgCommand::Describe { pg } => describe(session, &map, pg, out).await,
         PgCommand::Scrub { pg, deep } => scrub(session, &map, pg, deep, out).await,
         PgCommand::Repair { pg } => scrub(session, &map, pg, true, out).await,
     }
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// How long ago something was, in the unit that says it best.
+fn ago(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7_200 => format!("{} min ago", seconds / 60),
+        7_200..172_800 => format!("{} h ago", seconds / 3_600),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+fn scrub_text(scrubbed: Option<&PgScrub>, request: Option<ScrubRequest>) -> String {
+    let now = seconds_since_1970();
+    let when = |last: Option<u64>| last.map_or_else(|| "never".into(), |last| ago(now.saturating_sub(last)));
+    let done = scrubbed.copied().unwrap_or_default();
+    let mut text = format!("{}, deep {}", when(done.light), when(done.deep));
+    if done.light.is_some() {
+        text += &format!(": {} errors found, {} not repaired", done.errors, done.unrepaired);
+    }
+    if let Some(request) = request.filter(|request| done.served != Some(request.requested)) {
+        text += if request.deep { "; a deep one is asked for" } else { "; one is asked for" };
+    }
+    text
 }
 
 fn require(map: &ClusterMap, pg: PgId) -> Result<&PgMap, CliError> {
@@ -110,17 +139,17 @@ struct Asked {
 /// Asks the placement group's primary for a scrub.
 async fn scrub(session: &Session, map: &ClusterMap, pg: PgId, deep: bool, out: Output) -> Result<(), CliError> {
     require(map, pg)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = seconds_since_1970();
     let key = keys::scrub(pg);
     // Two requests within a second are two requests.
-    let before = session.store.get(&key).await?.and_then(|entry| parse::<ScrubRequest>(&key, &entry.value).ok());
+    let before: Option<ScrubRequest> = value(session, &key).await?;
     let requested = before.map_or(now, |before| now.max(before.requested + 1));
     let request = ScrubRequest { deep, requested };
     let value = serde_json::to_vec(&request).map_err(|e| CliError::failed(e.to_string()))?;
     session.store.txn(Txn::new().put(key, value)).await?;
     out.show(&Asked { pg, request }, |_| {
         let kind = if deep { "deep" } else { "light" };
-        format!("asked for a {kind} scrub of placement group {pg}: 'blockyard osd ls --json' tells when it is done")
+        format!("asked for a {kind} scrub of placement group {pg}: 'blockyard pg describe {pg}' tells what it found")
     })
 }
 
@@ -154,6 +183,10 @@ struct Description<'a> {
     map: &'a PgMap,
     activation: Option<&'a Activation>,
     history: &'a [Interval],
+    /// What was scrubbed last; `null` if it never was.
+    scrubbed: Option<PgScrub>,
+    /// The scrub that was asked for last; served when `scrubbed` has its time in `served`.
+    scrub_request: Option<ScrubRequest>,
     members: BTreeMap<OsdId, MemberView>,
 }
 
@@ -193,7 +226,15 @@ impl MemberView {
     }
 }
 
-fn describe(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>, pg: PgId, out: Output) -> Result<(), CliError> {
+/// A value of the state, if it is there and can be understood.
+async fn value<T: DeserializeOwned>(session: &Session, key: &str) -> Result<Option<T>, CliError> {
+    Ok(session.store.get(key).await?.and_then(|entry| parse(key, &entry.value).ok()))
+}
+
+async fn describe(session: &Session, map: &ClusterMap, pg: PgId, out: Output) -> Result<(), CliError> {
+    let stats = &statistics(session).await?;
+    let scrubbed = value(session, &keys::scrubbed(pg)).await?;
+    let scrub_request = value(session, &keys::scrub(pg)).await?;
     let present = require(map, pg)?;
     let history = map.histories.get(&pg).map(Vec::as_slice).unwrap_or_default();
     let past = history.iter().flat_map(|interval| interval.osds());
@@ -201,7 +242,7 @@ fn describe(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>, pg: PgId, out: 
     let members = now.chain(past).map(|osd| (osd, MemberView::new(map, stats, present, osd))).collect();
     let activation = map.activations.get(&pg);
     let view = PgView::new(map, pg, present);
-    out.show(&Description { view, map: present, activation, history, members }, text)
+    out.show(&Description { view, map: present, activation, history, scrubbed, scrub_request, members }, text)
 }
 
 fn text(description: &Description<'_>) -> String {
@@ -220,6 +261,7 @@ fn text(description: &Description<'_>) -> String {
         format!("acting      {}, led by {}", list(view.acting.iter().copied()), list([view.primary])),
         format!("target      {}", list(whole(&view.target))),
         format!("activation  {activation}"),
+        format!("scrub       {}", scrub_text(description.scrubbed.as_ref(), description.scrub_request)),
     ];
     lines.extend(
         description

@@ -180,7 +180,9 @@ async fn rm(session: &Session, name: &str, yes: bool, dry_run: bool, out: Output
         .delete_prefix(index);
     let txn = ["map", "activation", "history"]
         .iter()
-        .fold(txn, |txn, group| txn.delete_prefix(format!("{}{group}/{id}/", keys::PGS)));
+        .fold(txn, |txn, group| txn.delete_prefix(format!("{}{group}/{id}/", keys::PGS)))
+        .delete_prefix(format!("{}{id}/", keys::SCRUBS))
+        .delete_prefix(format!("{}{id}/", keys::SCRUBBED));
     if !session.store.txn(txn).await?.succeeded {
         return Err(CliError::conflict(format!("pool {name:?} was changed by somebody else meanwhile: try again")));
     }

@@ -150,6 +150,7 @@ impl OsdSettings {
             memory: Some(Size(1 << 30)),
             discard_min: Some(Size(1 << 20)),
             lease_ttl_s: Some(5),
+            slow_operation_ms: Some(1000),
             ..Self::default()
         })
     }
@@ -159,6 +160,7 @@ impl OsdSettings {
         self.memory.map_or(Ok(()), |n| within("memory", n, Size(64 << 20), Size(1 << 40)))?;
         self.discard_min.map_or(Ok(()), |n| within("discard-min", n, Size(0), Size(1 << 30)))?;
         self.lease_ttl_s.map_or(Ok(()), |n| within("lease-ttl-s", n, 1, 60))?;
+        self.slow_operation_ms.map_or(Ok(()), |n| within("slow-operation-ms", n, 0, 3_600_000))?;
         not_unspecified("advertise", self.advertise)?;
         if self.advertise.is_none() {
             return not_unspecified("listen", self.listen).map_err(|e| {

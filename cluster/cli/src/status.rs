@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use blockyard_client::metadata;
 use cluster_proto::OsdId;
-use cluster_proto::map::{ClusterMap, GatewayState, OsdStats, keys, parse};
+use cluster_proto::map::{ClusterMap, GatewayState, LatencyStats, OsdStats, keys, parse};
 use mon_core::health::{Health, Verdict, health};
 use mon_core::{Problem, Severity};
 use serde::Serialize;
@@ -27,6 +27,7 @@ struct Status {
     health: Health,
     space: Space,
     counters: Counters,
+    recovery: Recovery,
     images: usize,
     image_bytes: u64,
     gateways: Vec<Gateway>,
@@ -55,6 +56,54 @@ struct Counters {
     repaired_sectors: u64,
     io_errors: u64,
     recovered_objects: u64,
+}
+
+/// How far recovery is, of all OSDs together, as of the last seconds.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Recovery {
+    /// Objects that some member lacks.
+    objects_degraded: u64,
+    objects_per_second: f64,
+    bytes_per_second: f64,
+    /// When the last OSD will be done if it goes on like this; `null` if some OSD with work to do makes no headway.
+    eta_seconds: Option<u64>,
+    /// The settings say so.
+    paused: bool,
+}
+
+impl Recovery {
+    fn of<'a>(paused: bool, stats: impl IntoIterator<Item = &'a OsdStats>) -> Self {
+        let mut all = Recovery { paused, eta_seconds: Some(0), ..Recovery::default() };
+        for stats in stats {
+            let rate = stats.recovery.objects_per_second();
+            all.objects_degraded += stats.objects_degraded;
+            all.objects_per_second += rate;
+            all.bytes_per_second += stats.recovery.bytes_per_second();
+            if stats.objects_degraded > 0 {
+                let eta = (rate > 0.0).then(|| (stats.objects_degraded as f64 / rate).ceil() as u64);
+                all.eta_seconds = all.eta_seconds.zip(eta).map(|(before, eta)| before.max(eta));
+            }
+        }
+        all
+    }
+
+    fn line(&self) -> String {
+        if self.objects_degraded == 0 && self.objects_per_second == 0.0 {
+            return "recovery  nothing to do".to_owned() + if self.paused { ", paused" } else { "" };
+        }
+        let eta = match self.eta_seconds {
+            _ if self.paused => "paused".into(),
+            Some(seconds) => format!("done in {}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60),
+            None => "no headway".into(),
+        };
+        format!(
+            "recovery  {} objects degraded, {:.1} objects/s, {}/s, {eta}",
+            self.objects_degraded,
+            self.objects_per_second,
+            Size(self.bytes_per_second as u64)
+        )
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -101,6 +150,11 @@ async fn collect(session: &Session) -> Result<Status, CliError> {
         health: judged(&map, &stats),
         space,
         counters,
+        // What an OSD that is down wrote last is not how it is.
+        recovery: Recovery::of(
+            map.settings.recovery_paused,
+            stats.iter().filter(|(osd, _)| map.osds.contains_key(osd)).map(|(_, stats)| stats),
+        ),
         images: images.len(),
         image_bytes: images.iter().map(|info| info.meta.size).sum(),
         gateways: gateways(session).await?,
@@ -141,6 +195,8 @@ fn text(status: &Status) -> String {
     lines.push(format!("images    {}, {} in all", status.images, Size(status.image_bytes)));
     lines.push(space_line(&status.space));
     lines.push(counters_line(&status.counters));
+    lines.push(status.recovery.line());
+    lines.extend(latency_line(status.osd_list.iter().flat_map(OsdView::latencies)));
     for gateway in &status.gateways {
         lines.push(format!("gateway   {} nbd {}", gateway.name, gateway.nbd.join(" ")));
     }
@@ -184,4 +240,50 @@ fn counters_line(counters: &Counters) -> String {
         counters.repaired_sectors,
         counters.io_errors
     )
+}
+
+/// The slowest OSD's latencies of clients' requests.
+fn latency_line<'a>(latencies: impl Iterator<Item = &'a LatencyStats>) -> Option<String> {
+    let mut worst: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for stats in latencies.filter(|stats| stats.at == "client") {
+        let (p50, p99) = worst.entry(&stats.op).or_default();
+        (*p50, *p99) = (stats.p50_us.max(*p50), stats.p99_us.max(*p99));
+    }
+    let ms = |us: u64| us as f64 / 1000.0;
+    let parts = worst.iter().map(|(op, (p50, p99))| format!("{op} p50 {:.2} ms, p99 {:.2} ms", ms(*p50), ms(*p99)));
+    let parts: Vec<_> = parts.collect();
+    (!parts.is_empty()).then(|| format!("latency   {} (at the slowest OSD)", parts.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster_proto::map::RecoveryRate;
+
+    use super::*;
+
+    fn stats(objects_degraded: u64, objects: u64) -> OsdStats {
+        let window_ms = if objects == 0 { 0 } else { 10_000 };
+        let recovery = RecoveryRate { window_ms, objects, bytes: objects << 20 };
+        OsdStats { objects_degraded, recovery, ..OsdStats::default() }
+    }
+
+    #[test]
+    fn recovery_ends_with_the_last_osd() {
+        let all = Recovery::of(false, &[stats(100, 50), stats(30, 5), stats(0, 0)]);
+        assert_eq!((all.objects_degraded, all.objects_per_second, all.eta_seconds), (130, 5.5, Some(60)));
+        assert_eq!(all.line(), "recovery  130 objects degraded, 5.5 objects/s, 5.5 MiB/s, done in 0:01:00");
+        let stuck = Recovery::of(false, &[stats(100, 50), stats(1, 0)]);
+        assert_eq!((stuck.eta_seconds, stuck.line().ends_with("no headway")), (None, true));
+        assert!(Recovery::of(true, &[stats(1, 0)]).line().ends_with("paused"));
+        assert_eq!(Recovery::of(false, &[stats(0, 0)]).line(), "recovery  nothing to do");
+    }
+
+    #[test]
+    fn the_slowest_osd_is_shown() {
+        let of = |at: &str, p99_us| LatencyStats { at: at.into(), op: "read".into(), count: 1, p50_us: 100, p99_us };
+        let all = [of("client", 1_500), of("client", 900), of("store", 9_000)];
+        let line = latency_line(all.iter());
+        assert_eq!(line.as_deref(), Some("latency   read p50 0.10 ms, p99 1.50 ms (at the slowest OSD)"));
+        assert_eq!(latency_line([].iter()), None);
+    }
 }

@@ -67,6 +67,10 @@ pub const OSD_REQUESTS_MAX: usize = 16 << 10;
 pub const OSD_REQUEST_BYTES_MAX: usize = 512 << 20;
 /// Clients whose applied requests a store remembers.
 pub const CLIENTS_REMEMBERED_MAX: usize = 16 << 10;
+/// Queries of primaries that an OSD keeps because its map is behind theirs: as many as one pool can have PGs.
+pub const EARLY_QUERIES_MAX: usize = PG_COUNT_MAX as usize;
+/// Objects of one PG that a member may list in peering: with objects of 128 KiB, 256 GiB of one PG.
+pub const PG_HEADS_MAX: usize = 2 << 20;
 /// Digest buckets per PG.
 pub const DIGEST_BUCKETS: usize = 256;
 

@@ -7,15 +7,18 @@
 //!
 //! - [`request`](mod@request): a client's request comes in, waits for its PG and its object, is answered;
 //! - [`write`](mod@write), [`read`](mod@read), [`ec`](mod@ec): what the primary does;
-//! - [`recovery`](mod@recovery), [`purge`](mod@purge): how copies come to where they should be, and go from elsewhere;
+//! - [`recovery`](mod@recovery), [`pace`](mod@pace), [`purge`](mod@purge): how copies come to where they should be, and go from elsewhere;
 //! - [`scrub`](mod@scrub): damage is looked for and repaired;
 //! - [`secondary`](mod@secondary): what a member does for a primary;
+//! - [`latency`](mod@latency), [`slow`](mod@slow): how long it all takes, and why;
 //! - [`pg`]: state, locks, peering and recovery of a placement group.
 
 mod ec;
+mod latency;
 mod links;
 mod op;
 mod osd;
+mod pace;
 mod pg;
 mod purge;
 mod read;
@@ -23,7 +26,9 @@ mod recovery;
 mod request;
 mod scrub;
 mod secondary;
+mod slow;
 mod write;
 
+pub use latency::{ByClass, Latencies, OP_CLASSES, OpClass};
 pub use osd::{Osd, OsdOptions, Output};
 pub use pg::PgSummary;

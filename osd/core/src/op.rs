@@ -9,8 +9,10 @@ use cluster_proto::wire::Request;
 use smallvec::SmallVec;
 
 use crate::ec::EcOp;
+use crate::latency::OpClass;
 use crate::recovery::Recovery;
 use crate::scrub::Scrub;
+use crate::slow::{Answerer, Trace};
 
 /// Names an operation: generation and slot. Used as the tag of local store operations and the id of sub-requests.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -72,6 +74,8 @@ pub(crate) struct ClientOp {
     pub coded: bool,
     /// What reads and writes of an erasure-coded object have gathered.
     pub ec: Option<Box<EcOp>>,
+    /// Where its time goes.
+    pub trace: Trace,
 }
 
 #[derive(Debug)]
@@ -97,9 +101,27 @@ pub(crate) struct Op {
     pub local: Local,
     /// Peers whose answer is awaited, ourselves excluded.
     pub remotes: PeerMask,
+    /// Since when we have it, of a client's request its copy in this slot. Microseconds, like the next.
+    pub began_us: u64,
+    /// When stores were asked last.
+    pub asked_us: u64,
+    /// What they were asked for.
+    pub class: OpClass,
 }
 
 impl Op {
+    pub fn new(now_us: u64, pg: PgId, kind: Kind) -> Self {
+        let (began_us, asked_us) = (now_us, now_us);
+        Self { pg, kind, local: Local::None, remotes: 0, began_us, asked_us, class: OpClass::Other }
+    }
+
+    /// A store answered.
+    pub fn answered(&mut self, by: Answerer, took_us: u64) {
+        if let Kind::Client(client_op) = &mut self.kind {
+            client_op.trace.answered(by, took_us);
+        }
+    }
+
     pub fn is_settled(&self) -> bool {
         self.local == Local::None && self.remotes == 0
     }
@@ -169,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_late_answer_finds_nothing() {
-        let op = || Op { pg: PgId { pool: PoolId(1), index: 0 }, kind: Kind::Orphan, local: Local::None, remotes: 0 };
+        let op = || Op::new(0, PgId { pool: PoolId(1), index: 0 }, Kind::Orphan);
         let mut ops = Ops::default();
         let a = ops.insert(op());
         assert!(ops.remove(a).is_some());

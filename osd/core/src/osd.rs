@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use cluster_proto::auth::Credentials;
 use cluster_proto::ids::{ClientId, Incarnation, OsdId, PgId};
 use cluster_proto::link::{Accepted, Identity, Introduced, LinkAction, LinkId, Millis};
-use cluster_proto::map::{Activation, ClusterMap, MapChange, Member, OsdStats, SchemaError};
+use cluster_proto::map::{Activation, ClusterMap, MapChange, Member, OsdStats, PgScrub, SchemaError};
 use cluster_proto::shard::{ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{Message, Nonce, Refusal, Role, Session, SubReply, Welcome};
@@ -14,14 +14,16 @@ use cluster_proto::{Epoch, Uuid};
 use rustc_hash::FxBuildHasher;
 
 use crate::ec::Codes;
+use crate::latency::{Latencies, OpClass};
 use crate::links::{Caller, Links};
 use crate::op::{Kind, Local, Op, OpId, Ops};
+use crate::pace::RecoveryPace;
 use crate::pg::{Pg, PgSummary};
 use crate::purge::Purge;
-use crate::recovery::RecoveryPace;
 use crate::request::HeldBytes;
 use crate::scrub::ScrubPace;
 use crate::secondary::HeldQuery;
+use crate::slow::{Answerer, SlowLog};
 
 /// How often [`Osd::handle_timeout`] wants to be called. Milliseconds.
 const TICK_MS: u64 = 100;
@@ -37,8 +39,12 @@ pub struct OsdOptions {
     pub incarnation: Incarnation,
     /// When it began.
     pub started: Millis,
+    /// What the time of day was then. Seconds since 1970; only scrubs go by it.
+    pub started_unix: u64,
     /// The cluster's key, if it has one.
     pub credentials: Option<Credentials>,
+    /// Operations that take so long are told of ([`Output::Warning`]); 0: none.
+    pub slow_operation_ms: Millis,
 }
 
 /// What the core asks of its driver. To be carried out in order.
@@ -87,6 +93,8 @@ pub enum Output {
     Suspect(Vec<Member>),
     /// Something an operator should see.
     Notice(String),
+    /// Something abnormal that is served all the same: a slow operation.
+    Warning(String),
 }
 
 /// The deciding part of an OSD. Driven by `osd` (the daemon) and by the simulator.
@@ -111,6 +119,10 @@ pub struct Osd {
     pub(crate) early_queries: BTreeMap<PgId, HeldQuery>,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) stats: OsdStats,
+    /// The present time, for measurements. Microseconds.
+    pub(crate) now_us: u64,
+    pub(crate) latencies: Box<Latencies>,
+    pub(crate) slow: SlowLog,
     /// When we last asked for our registration and found it.
     pub(crate) registered: Millis,
     pub(crate) recovery: RecoveryPace,
@@ -133,6 +145,9 @@ impl Osd {
         };
         Self {
             stats: OsdStats { incarnation: options.incarnation, ..OsdStats::default() },
+            now_us: options.started * 1_000,
+            latencies: Box::default(),
+            slow: SlowLog::new(options.slow_operation_ms),
             options,
             identity,
             map: ClusterMap::default(),
@@ -158,6 +173,12 @@ impl Osd {
 
     // ---- inputs
 
+    /// The time in microseconds, on the same clock as the milliseconds of the other inputs. It is only measured with; without it
+    /// latencies are those in milliseconds. Once in each turn of the driver, before anything else, is enough.
+    pub fn handle_clock(&mut self, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+    }
+
     /// A key of the cluster state has this value now (`None`: deleted). Events of one range must come in their order.
     ///
     /// # Errors
@@ -172,11 +193,11 @@ impl Osd {
         match self.map.apply(key, value)? {
             MapChange::None
             | MapChange::Cluster
-            | MapChange::Settings
             | MapChange::Tree
             | MapChange::Scrub(_)
             | MapChange::Suspicion(_)
             | MapChange::OsdConfig(_) => {}
+            MapChange::Settings => self.recovery.apply(&self.map.settings),
             MapChange::Pool(pool) => {
                 if let Some(config) = self.map.pools.get(&pool) {
                     shard.set_pool(pool, config.pg_count);
@@ -217,10 +238,8 @@ impl Osd {
 
     /// A connection ended or could not be opened. Also for those that broke the protocol, which the driver closes.
     pub fn handle_closed(&mut self, now: Millis, shard: &mut dyn ShardIndex, link: LinkId) {
-        if let Some(incoming) = self.links.incoming.remove(&link) {
-            self.leader_lost(link, incoming.granted);
-            self.drop_unstarted(link);
-            return;
+        if self.links.incoming.contains_key(&link) {
+            return self.forget_caller(link);
         }
         if let Some(out) = self.links.outgoing_by_link(link) {
             let (osd, was_ready) = (out.target(), out.ready().is_some());
@@ -235,6 +254,7 @@ impl Osd {
 
     /// A message arrived.
     pub fn handle_message(&mut self, now: Millis, shard: &mut dyn ShardIndex, link: LinkId, message: Message) {
+        self.handle_clock(now * 1_000);
         if let Some(incoming) = self.links.incoming.get_mut(&link) {
             incoming.heard = now;
             let caller = incoming.caller;
@@ -249,12 +269,16 @@ impl Osd {
 
     /// Our store finished an operation.
     pub fn handle_local(&mut self, now: Millis, shard: &mut dyn ShardIndex, tag: u64, outcome: ShardOutcome) {
+        self.handle_clock(now * 1_000);
         let id = OpId(tag);
         let Some(op) = self.ops.get_mut(id) else {
             debug_assert!(false, "a store outcome for an unknown operation");
             return;
         };
         let pg = op.pg;
+        let took = self.now_us - op.asked_us;
+        self.latencies.store[op.class as usize].add(took);
+        op.answered(Answerer::Own, took);
         let was_mutation = std::mem::replace(&mut op.local, Local::None) == Local::Mutation;
         let own = self.pgs.get(&pg).map_or(0, Pg::own);
         self.handle_outcome(now, shard, id, own, outcome);
@@ -283,20 +307,20 @@ impl Osd {
 
     /// The time [`Osd::poll_timeout`] named has come.
     pub fn handle_timeout(&mut self, now: Millis, shard: &mut dyn ShardIndex) {
+        self.handle_clock(now * 1_000);
         self.tick = now + TICK_MS;
         for link in self.links.expired(now) {
-            if let Some(incoming) = self.links.incoming.remove(&link) {
-                self.leader_lost(link, incoming.granted);
-            }
-            self.drop_unstarted(link);
+            self.forget_caller(link);
             self.outputs.push_back(Output::Close(link));
         }
         self.poll_links(now, shard);
-        self.recovery.tick(self.held.len());
+        let (objects, bytes) = (self.stats.recovered_objects, self.stats.recovered_bytes);
+        self.recovery.tick(now, self.held.len(), objects, bytes);
         self.poll_pgs(now, shard);
         self.poll_scrubs(now, shard);
         self.poll_purge(shard);
         self.report_suspects();
+        self.poll_slow(now);
         self.start_ready(shard);
         debug_assert!(self.check_invariants());
     }
@@ -318,8 +342,8 @@ impl Osd {
     /// Counters for the state store. Space and device errors are the driver's to fill in.
     pub fn stats(&self) -> OsdStats {
         let mut stats = self.stats.clone();
-        for (id, pg) in self.pgs.iter().filter(|(_, pg)| pg.is_primary()) {
-            stats.scrubs.extend(pg.scrubs.done(*id));
+        stats.recovery = self.recovery.rate();
+        for pg in self.pgs.values().filter(|pg| pg.is_primary()) {
             if pg.is_active() {
                 stats.pgs_active += 1;
                 stats.objects_degraded += pg.missing.len() as u64;
@@ -328,6 +352,18 @@ impl Osd {
             }
         }
         stats
+    }
+
+    /// What this OSD has scrubbed and is not in the cluster state yet, as far as it knows: to be written there.
+    pub fn unrecorded_scrubs(&self) -> Vec<(PgId, PgScrub)> {
+        let led = self.pgs.iter().filter(|(_, pg)| pg.is_primary());
+        let done = led.filter_map(|(id, pg)| Some((*id, pg.scrubs.done()?)));
+        done.filter(|(id, done)| self.map.scrubbed.get(id) != Some(done)).collect()
+    }
+
+    /// How long operations took.
+    pub fn latencies(&self) -> &Latencies {
+        &self.latencies
     }
 
     /// States of the PGs this OSD is a member of.
@@ -498,8 +534,7 @@ impl Osd {
     fn refuse(&mut self, link: LinkId, why: Refusal) {
         self.send(link, Message::Refuse(why));
         self.outputs.push_back(Output::Close(link));
-        self.links.incoming.remove(&link);
-        self.drop_unstarted(link);
+        self.forget_caller(link);
     }
 
     /// Connects, probes and gives up connections to members.
@@ -540,6 +575,9 @@ impl Osd {
             return;
         }
         op.remotes &= !(1 << peer);
+        let took = self.now_us - op.asked_us;
+        self.latencies.member[op.class as usize].add(took);
+        op.answered(Answerer::Osd(osd), took);
         self.handle_outcome(now, shard, id, peer, outcome);
     }
 
@@ -575,6 +613,7 @@ impl Osd {
         let Some(op) = self.ops.get_mut(id) else { return };
         let Some(pg) = self.pgs.get_mut(&op.pg) else { return };
         let mutation = shard_op.is_mutation();
+        (op.asked_us, op.class) = (self.now_us, OpClass::of(&shard_op));
         pg.scrubs.changes += u64::from(mutation);
         if peer == pg.own() {
             op.local = if mutation { Local::Mutation } else { Local::Read };
@@ -617,7 +656,7 @@ impl Osd {
     }
 
     pub(crate) fn new_op(&mut self, pg: PgId, kind: Kind) -> OpId {
-        self.ops.insert(Op { pg, kind, local: Local::None, remotes: 0 })
+        self.ops.insert(Op::new(self.now_us, pg, kind))
     }
 
     /// Our own assumptions; always true.

@@ -21,35 +21,8 @@ use crate::pg::{Missing, Pg};
 
 /// Objects under way at once in one PG.
 const PER_PG: u32 = 4;
-/// Objects under way at once that this OSD recovers, without and with clients' requests at the same time.
-const AT_ONCE: (u32, u32) = (16, 4);
 /// A recovery that failed is tried again after so long. Milliseconds.
 const RETRY_MS: Millis = 2_000;
-
-/// How much recovery goes on at once.
-#[derive(Default)]
-pub(crate) struct RecoveryPace {
-    /// Recoveries under way.
-    running: u32,
-    /// Clients are being served.
-    busy: bool,
-}
-
-impl RecoveryPace {
-    /// Looks at the clients' load.
-    pub fn tick(&mut self, held_requests: usize) {
-        self.busy = held_requests > 0;
-    }
-
-    /// Whether something is being recovered.
-    pub fn is_running(&self) -> bool {
-        self.running > 0
-    }
-
-    fn has_room(&self) -> bool {
-        self.running < if self.busy { AT_ONCE.1 } else { AT_ONCE.0 }
-    }
-}
 
 /// An object on its way to members.
 #[derive(Debug)]
@@ -62,6 +35,8 @@ pub(crate) struct Recovery {
     pub damaged: Vec<(u8, usize)>,
     /// Some member could not be given the object.
     pub failed: bool,
+    /// What it is taken to cost, until it is known. Bytes.
+    pub estimate: u64,
     /// Shards gathered of an erasure-coded object.
     pub gathered: Vec<(u8, ObjectContent)>,
 }
@@ -179,6 +154,7 @@ impl Osd {
         }
         let recovery = Recovery {
             object,
+            estimate: self.recovery.begin(),
             stage: Stage::Locking,
             tried: 0,
             damaged: Vec::new(),
@@ -186,7 +162,6 @@ impl Osd {
             gathered: Vec::new(),
         };
         let op = self.new_op(id, Kind::Recovery(Box::new(recovery)));
-        self.recovery.running += 1;
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         pg.recoveries += 1;
         if let Some(missing) = pg.missing.get_mut(&object) {
@@ -375,6 +350,7 @@ impl Osd {
         recovery.stage = Stage::Copying;
         let Some((pg, object)) = self.recovery_of(id) else { return };
         let stale = pg.missing.get(&object).map_or(0, |missing| missing.stale);
+        let bytes = content.data.len() as u64;
         let sectors = base.and_then(|base| pg.dirty.since(&object, base)).map(<[SectorRange]>::to_vec);
         let change = match (base, sectors) {
             (Some(base), Some(sectors)) => ShardOp::Patch { object, base, version, sectors, content },
@@ -383,7 +359,15 @@ impl Osd {
         if stale == 0 {
             return self.recovery_finish(shard, id);
         }
+        self.recovery_cost(id, bytes * u64::from(stale.count_ones()));
         self.send_to(shard, id, stale, change);
+    }
+
+    /// So many bytes are about to be written to members.
+    pub(crate) fn recovery_cost(&mut self, id: OpId, bytes: u64) {
+        self.stats.recovered_bytes += bytes;
+        let estimate = self.recovery_mut(id).map_or(0, |recovery| std::mem::take(&mut recovery.estimate));
+        self.recovery.cost(estimate, bytes);
     }
 
     /// A member has the object now, or could not be given it.
@@ -440,7 +424,7 @@ impl Osd {
     fn recovery_end(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
         let Some(op) = self.ops.remove(id) else { return };
         let Kind::Recovery(recovery) = op.kind else { return };
-        self.recovery.running -= 1;
+        self.recovery.end(recovery.estimate);
         let Some(pg) = self.pgs.get_mut(&op.pg) else { return };
         pg.recoveries -= 1;
         if let Some(missing) = pg.missing.get_mut(&recovery.object) {
@@ -455,8 +439,8 @@ impl Osd {
 
     /// A recovery is given up with its round.
     pub(crate) fn recovery_dropped(&mut self, id: OpId) {
-        if self.recovery_mut(id).is_some() {
-            self.recovery.running -= 1;
+        if let Some(estimate) = self.recovery_mut(id).map(|recovery| recovery.estimate) {
+            self.recovery.end(estimate);
         }
     }
 

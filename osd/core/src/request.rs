@@ -18,8 +18,10 @@ use cluster_proto::wire::{Message, Reply, ReplyBody, Request, RequestOp};
 use cluster_proto::{PgId, Version};
 use smallvec::smallvec;
 
+use crate::latency::OpClass;
 use crate::op::{ClientOp, Kind, Local, OpId, Stage};
 use crate::osd::Osd;
+use crate::slow::{Cause, Trace};
 
 /// Bytes that held requests keep in memory.
 #[derive(Clone, Copy, Default, Debug)]
@@ -90,6 +92,7 @@ impl Osd {
             version: Version::NONE,
             failed: None,
             ec: None,
+            trace: Trace::new(self.now_us),
             coded: self.pgs.get(&pg).is_some_and(|pg| pg.is_coded()),
         };
         let id = self.new_op(pg, Kind::Client(op));
@@ -131,6 +134,7 @@ impl Osd {
         let serves = if client_op.request.op.is_mutation() { pg.is_writable() } else { pg.is_active() };
         if !serves {
             client_op.stage = Stage::Waiting;
+            client_op.trace.enter(self.now_us, Cause::Pg);
             pg.waiting.push_back(id);
             return;
         }
@@ -138,6 +142,7 @@ impl Osd {
             && !pg.locks.acquire(client_op.request.object, hold)
         {
             client_op.stage = Stage::Blocked;
+            client_op.trace.enter(self.now_us, Cause::Blocked);
             return;
         }
         self.start(shard, id);
@@ -149,6 +154,7 @@ impl Osd {
             return;
         }
         let Some(op) = self.ops.client_mut(id) else { return };
+        op.trace.enter(self.now_us, Cause::Stores);
         if op.request.op.is_mutation() && !op.exclusive {
             match shard.request(op.client, op.request.seq) {
                 RequestState::Unknown => {}
@@ -200,6 +206,7 @@ impl Osd {
             self.ready.extend(pg.locks.release(object, id));
         }
         (client_op.stage, client_op.exclusive, client_op.ec) = (Stage::Waiting, false, None);
+        client_op.trace.enter(self.now_us, Cause::Pg);
         pg.waiting.push_back(id);
         true
     }
@@ -231,6 +238,7 @@ impl Osd {
             self.ready.extend(pg.locks.release(object, id));
         }
         (client_op.stage, client_op.exclusive, client_op.ec) = (Stage::Recovering, false, None);
+        client_op.trace.enter(self.now_us, Cause::Recovery);
         if let Some(missing) = pg.missing.get_mut(&object) {
             missing.waiting.push(id);
         }
@@ -266,6 +274,7 @@ impl Osd {
         debug_assert!(op.is_settled(), "answered while a step is still running");
         let Kind::Client(client_op) = op.kind else { return };
         self.count(&client_op, status);
+        self.measure(op.pg, &client_op);
         self.held.remove(&(client_op.client, client_op.request.seq));
         self.held_bytes.remove(&client_op.request.op);
         self.reply(&client_op.links, Reply { seq: client_op.request.seq, status, version, body });
@@ -293,6 +302,14 @@ impl Osd {
                 Some(Kind::Scrub(_)) => self.scrub_start(shard, id),
                 _ => self.start(shard, id),
             }
+        }
+    }
+
+    fn measure(&mut self, pg: PgId, op: &ClientOp) {
+        let took = op.trace.took(self.now_us);
+        self.latencies.client[OpClass::of_request(&op.request.op) as usize].add(took);
+        if self.slow.is_slow(took) {
+            self.slow_request(pg, op);
         }
     }
 
@@ -392,6 +409,7 @@ impl Osd {
         if self.ops.get_mut(id).is_some_and(|op| op.is_settled()) {
             if let Some(op) = self.ops.client_mut(id) {
                 (op.stage, op.exclusive, op.failed, op.ec) = (Stage::Waiting, false, None, None);
+                op.trace.enter(self.now_us, Cause::Pg);
             }
             return id;
         }
@@ -408,6 +426,7 @@ impl Osd {
         }
         (client_op.stage, client_op.exclusive, client_op.failed) = (Stage::Waiting, false, None);
         client_op.ec = None;
+        client_op.trace.enter(self.now_us, Cause::Pg);
         let key = (client_op.client, client_op.request.seq);
         let fresh = self.new_op(pg, Kind::Client(client_op));
         self.held.insert(key, fresh);

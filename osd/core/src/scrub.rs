@@ -153,11 +153,12 @@ fn phase(pg: PgId, span: Millis) -> Millis {
     ((u128::from(mixed) * u128::from(span)) >> 64) as Millis
 }
 
-/// When a scrub of this interval is due, `last` being the one before. None: never.
-fn due(pg: PgId, since: Millis, last: Option<Millis>, interval_seconds: u32) -> Option<Millis> {
-    let interval = u64::from(interval_seconds) * 1000;
-    let first = since + phase(pg, interval / FIRST_SHARE);
-    (interval > 0).then(|| last.map_or(first, |last| last + interval))
+/// Whether a scrub of this interval is due: so long (in seconds) after the one before, if there was one; else at some time of the first
+/// part of the interval, which begins with `led_ms`, the time since when we lead the PG.
+fn is_due(pg: PgId, led_ms: Millis, passed: Option<u64>, interval_seconds: u32) -> bool {
+    let interval = u64::from(interval_seconds);
+    let first = phase(pg, interval * 1000 / FIRST_SHARE);
+    interval > 0 && passed.map_or(led_ms >= first, |passed| passed >= interval)
 }
 
 impl Run {
@@ -198,8 +199,15 @@ impl PgScrubs {
     }
 
     /// What was done, if anything was.
-    pub fn done(&self, pg: PgId) -> Option<PgScrub> {
-        self.done.light.map(|_| PgScrub { pool: pg.pool.0, index: pg.index, ..self.done })
+    pub fn done(&self) -> Option<PgScrub> {
+        self.done.light.map(|_| self.done)
+    }
+
+    /// What the cluster state says: of what another primary did, or our last run.
+    fn learn(&mut self, recorded: &PgScrub) {
+        if recorded.light > self.done.light {
+            self.done = *recorded;
+        }
     }
 }
 
@@ -234,9 +242,12 @@ impl Osd {
     fn scrub_schedule(&mut self, now: Millis, id: PgId) {
         let (light, deep) = (self.map.settings.scrub_interval_seconds, self.map.settings.deep_scrub_interval_seconds);
         let request = self.map.scrubs.get(&id).copied();
+        let unix = self.unix_time(now);
+        let recorded = self.map.scrubbed.get(&id);
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         let scrubs = &mut pg.scrubs;
-        let since = *scrubs.since.get_or_insert(now);
+        recorded.into_iter().for_each(|recorded| scrubs.learn(recorded));
+        let led = now - *scrubs.since.get_or_insert(now);
         if let Some(request) = request.filter(|request| scrubs.done.served != Some(request.requested)) {
             let serves = scrubs.run.as_ref().is_some_and(|run| run.request == Some(request.requested));
             // The object at hand, if there is one, is verified to its end first.
@@ -246,20 +257,24 @@ impl Osd {
             }
             return;
         }
-        let started = self.options.started;
-        let at = |last: Option<Millis>| last.map(|last| last + started);
-        let is_due = |last, interval| due(id, since, at(last), interval).is_some_and(|at| at <= now);
+        // A time of the future, by a clock that was wrong once, must not put scrubs off for ever.
+        let passed = |last: Option<u64>| last.map(|last| unix.checked_sub(last).unwrap_or(u64::MAX));
         if scrubs.run.is_none() {
-            if is_due(scrubs.done.deep, deep) {
+            if is_due(id, led, passed(scrubs.done.deep), deep) {
                 scrubs.run = Some(Run::new(true, None));
-            } else if is_due(scrubs.done.light, light) {
+            } else if is_due(id, led, passed(scrubs.done.light), light) {
                 scrubs.run = Some(Run::new(false, None));
             }
         }
     }
 
+    /// The time of day. Seconds since 1970.
+    fn unix_time(&self, now: Millis) -> u64 {
+        self.options.started_unix + now.saturating_sub(self.options.started) / 1000
+    }
+
     fn scrub_finish(&mut self, now: Millis, id: PgId) {
-        let time = now.saturating_sub(self.options.started);
+        let time = self.unix_time(now);
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         let Some(run) = pg.scrubs.run.take_if(|run| run.compared && run.is_verified()) else { return };
         let done = &mut pg.scrubs.done;
@@ -611,17 +626,29 @@ mod tests {
     #[test]
     fn pgs_take_turns_over_the_interval() {
         let week = 604_800;
-        let first = |index| due(pg(index), 5_000, None, week).unwrap() - 5_000;
         let span = u64::from(week) * 1000 / FIRST_SHARE;
-        let times: Vec<_> = (0..64).map(first).collect();
+        let times: Vec<_> = (0..64).map(|index| phase(pg(index), span)).collect();
         assert!(times.iter().all(|at| *at < span));
         for quarter in 0..4 {
             let within = times.iter().filter(|at| **at * 4 / span == quarter).count();
             assert!((10..=22).contains(&within), "{within} of 64 in quarter {quarter}");
         }
-        assert_eq!(first(7), first(7));
-        assert_eq!(due(pg(7), 5_000, Some(9_000), 60), Some(69_000));
-        assert_eq!(due(pg(7), 5_000, None, 0), None, "never");
+        assert!(is_due(pg(7), times[7], None, week) && !is_due(pg(7), times[7] - 1, None, week));
+        assert!(is_due(pg(7), 0, Some(60), 60) && !is_due(pg(7), u64::MAX, Some(59), 60));
+        assert!(!is_due(pg(7), u64::MAX, None, 0) && !is_due(pg(7), 0, Some(u64::MAX), 0), "never");
+    }
+
+    #[test]
+    fn what_is_recorded_counts_if_it_is_newer() {
+        let mut scrubs = PgScrubs::default();
+        let recorded = PgScrub { light: Some(70), deep: Some(60), served: Some(5), ..PgScrub::default() };
+        scrubs.learn(&recorded);
+        assert_eq!(scrubs.done(), Some(recorded));
+        scrubs.done.light = Some(71);
+        scrubs.learn(&recorded);
+        assert_eq!(scrubs.done().and_then(|done| done.light), Some(71));
+        scrubs.lost();
+        assert_eq!(scrubs.done(), None);
     }
 
     #[test]

@@ -6,6 +6,9 @@
 //! may have old copies. Operations of any other are refused: that is what makes a deposed primary, or one that lost its
 //! connection for a moment, harmless.
 
+use std::collections::BTreeMap;
+
+use cluster_proto::limits::EARLY_QUERIES_MAX;
 use cluster_proto::link::{LinkId, Millis};
 use cluster_proto::map::Member;
 use cluster_proto::shard::{Buckets, ShardIndex, ShardOutcome};
@@ -13,6 +16,7 @@ use cluster_proto::status::Status;
 use cluster_proto::wire::{Deposed, Message, PeerInfo, PeerList, PeerObjects, PeerQuery, SubReply, SubRequest};
 use cluster_proto::{PgId, limits};
 
+use crate::latency::OpClass;
 use crate::op::{Kind, Local, Op, OpId};
 use crate::osd::{Osd, Output};
 
@@ -37,12 +41,17 @@ impl Osd {
         pg.dirty.follow(&request.op, degraded, |object| shard.head(object).map(|h| h.version).unwrap_or_default());
         let local = if mutation { Local::Mutation } else { Local::Read };
         let kind = Kind::Secondary { link, id: request.id };
-        let id = self.ops.insert(Op { pg: request.pg, kind, local, remotes: 0 });
+        let op = Op { local, class: OpClass::of(&request.op), ..Op::new(self.now_us, request.pg, kind) };
+        let id = self.ops.insert(op);
         self.outputs.push_back(Output::Local { tag: id.0, op: request.op });
     }
 
     pub(crate) fn secondary_finish(&mut self, shard: &mut dyn ShardIndex, id: OpId, outcome: ShardOutcome) {
         let Some(op) = self.ops.remove(id) else { return };
+        let took = self.now_us - op.began_us;
+        if self.slow.is_slow(took) {
+            self.slow_secondary(op.pg, op.class, took);
+        }
         if let Kind::Secondary { link, id } = op.kind {
             self.sub_reply(shard, link, id, outcome);
         }
@@ -83,13 +92,38 @@ impl Osd {
         }
     }
 
-    /// Keeps the latest query of a PG until we know as much as its sender.
+    /// Keeps the latest query of a PG until we know as much as its sender. PGs that do not exist can be named without end: whoever
+    /// has named most is sent away when there are too many.
     fn hold_query(&mut self, held: HeldQuery) {
+        if self.early_queries.len() >= EARLY_QUERIES_MAX && !self.early_queries.contains_key(&held.query.pg) {
+            let greedy = self.greediest(held.link);
+            self.notice(format!("refused a connection that asks into more PGs than there can be: {greedy:?}"));
+            self.outputs.push_back(Output::Close(greedy));
+            self.forget_caller(greedy);
+            if greedy == held.link {
+                return;
+            }
+        }
         let latest = |query: &PeerQuery| (query.epoch, query.round);
         let before = self.early_queries.entry(held.query.pg).or_insert(held);
         if latest(&held.query) >= latest(&before.query) {
             *before = held;
         }
+    }
+
+    /// The connection with the most early queries.
+    fn greediest(&self, fallback: LinkId) -> LinkId {
+        let mut counts: BTreeMap<LinkId, usize> = BTreeMap::new();
+        self.early_queries.values().for_each(|held| *counts.entry(held.link).or_default() += 1);
+        counts.into_iter().max_by_key(|(_, count)| *count).map_or(fallback, |(link, _)| link)
+    }
+
+    /// A connection that somebody made to us is gone, or about to go: nothing that came on it counts any more.
+    pub(crate) fn forget_caller(&mut self, link: LinkId) {
+        let Some(incoming) = self.links.incoming.remove(&link) else { return };
+        self.early_queries.retain(|_, held| held.link != link);
+        self.leader_lost(link, incoming.granted);
+        self.drop_unstarted(link);
     }
 
     /// Our map of the PG has changed: perhaps a query was waiting for that.

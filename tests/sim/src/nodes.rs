@@ -15,6 +15,9 @@ use crate::disk::Disk;
 use crate::net::{Micros, NodeId};
 use crate::rng::Rng;
 
+/// What counts as slow: so little that the log of it is written all the time. Milliseconds.
+const SLOW_MS: u64 = 50;
+
 /// An OSD: its disk stays, its process comes and goes.
 pub struct OsdNode {
     /// Number.
@@ -93,13 +96,21 @@ impl OsdNode {
 }
 
 impl OsdRun {
-    /// Starts the core once the store is open. True if it did.
-    pub fn start_core(&mut self, id: OsdId, now: u64, credentials: &Option<Credentials>) -> bool {
+    /// Starts the core once the store is open. True if it did. `now` and `unix`: milliseconds on its clock, seconds for all.
+    pub fn start_core(&mut self, id: OsdId, (now, unix): (u64, u64), credentials: &Option<Credentials>) -> bool {
         if self.core.is_some() || !self.store.is_running() {
             return false;
         }
         let (cluster, incarnation, credentials) = (CLUSTER, self.incarnation, credentials.clone());
-        self.core = Some(Osd::new(OsdOptions { id, cluster, incarnation, started: now, credentials }));
+        self.core = Some(Osd::new(OsdOptions {
+            id,
+            cluster,
+            incarnation,
+            started: now,
+            started_unix: unix,
+            credentials,
+            slow_operation_ms: SLOW_MS,
+        }));
         true
     }
 }

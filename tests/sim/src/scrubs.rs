@@ -20,12 +20,18 @@ impl World {
         (0..self.pg_count).map(|index| PgId { pool: PoolId(1), index })
     }
 
-    /// In some runs scrubs are due all the time.
+    /// In some runs scrubs are due all the time; in some of those, recovery is slow.
     pub(crate) fn choose_scrubs(&mut self) {
         if self.rng.one_in(2) {
             let (scrub_interval_seconds, deep_scrub_interval_seconds) = (60, 60 * self.rng.below(3) as u32);
-            let settings =
-                ClusterSettings { scrub_interval_seconds, deep_scrub_interval_seconds, ..ClusterSettings::default() };
+            let slow = self.rng.one_in(2);
+            let settings = ClusterSettings {
+                scrub_interval_seconds,
+                deep_scrub_interval_seconds,
+                recovery_objects_max: if slow { 1 } else { 16 },
+                recovery_bytes_per_second_max: slow.then_some(1 << 20),
+                ..ClusterSettings::default()
+            };
             self.control.put(keys::SETTINGS, json(&settings));
         }
     }
@@ -57,11 +63,23 @@ impl World {
         (0..self.osds.len()).try_for_each(|osd| self.check_disk(osd))
     }
 
-    /// How this request was served.
+    /// How this request was served, as the cluster state says.
     fn scrub_of(&self, pg: PgId, requested: u64) -> Option<PgScrub> {
-        let cores = self.osds.iter().flat_map(|osd| &osd.run).flat_map(|run| &run.core);
-        let mut scrubs = cores.flat_map(|core| core.stats().scrubs);
-        scrubs.find(|scrub| (scrub.pool, scrub.index, scrub.served) == (pg.pool.0, pg.index, Some(requested)))
+        let recorded = self.control.get(&keys::scrubbed(pg)).and_then(|value| serde_json::from_slice(value).ok());
+        recorded.filter(|scrub: &PgScrub| scrub.served == Some(requested))
+    }
+
+    /// An OSD writes what it has scrubbed to the state store, if it reaches that.
+    pub(crate) fn record_scrubs(&mut self, osd: usize) {
+        let core = self.osds[osd].run.as_ref().and_then(|run| run.core.as_ref());
+        let scrubs = core.map(|core| core.unrecorded_scrubs()).unwrap_or_default();
+        if scrubs.is_empty() || self.state_silent_until > self.now || self.osds[osd].state_cut_until > self.now {
+            return;
+        }
+        for (pg, done) in scrubs {
+            self.control.put(&keys::scrubbed(pg), json(&done));
+        }
+        self.state_changed();
     }
 
     /// Reads everything that an OSD has to hold from its disk.

@@ -450,7 +450,7 @@ impl World {
             if let StoreState::Failed(why) = run.store.state() {
                 return self.fail(format!("the store of osd {} failed: {why}", osd + 1));
             }
-            if run.start_core(OsdId(osd as u32 + 1), now, &self.credentials) {
+            if run.start_core(OsdId(osd as u32 + 1), (now, self.now / 1_000_000), &self.credentials) {
                 let life = self.osds[osd].life;
                 let delay = self.rng.range(100, 20_000);
                 self.after(delay, Event::Register { osd, life, asked: now });
@@ -496,7 +496,7 @@ impl World {
                 }
                 self.after(delay, Event::Suspect { osd, life });
             }
-            OsdOutput::Notice(text) => self.note(|| format!("osd {}: {text}", osd + 1)),
+            OsdOutput::Notice(text) | OsdOutput::Warning(text) => self.note(|| format!("osd {}: {text}", osd + 1)),
         }
     }
 
@@ -860,6 +860,7 @@ impl World {
         }
         self.after(100_000, Event::Wake { node, life });
         self.pump_osd(osd);
+        self.record_scrubs(osd);
     }
 
     // ---- the end

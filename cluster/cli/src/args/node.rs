@@ -102,6 +102,11 @@ pub struct OsdSettings {
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease_ttl_s: Option<u32>,
+    /// Operations that take so long are logged, with where the time went, in milliseconds; 0 is none [default: 1000; up to
+    /// 3600000]
+    #[arg(long, value_name = "MS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_operation_ms: Option<u32>,
     /// Where to serve Prometheus metrics, at /metrics [default: nowhere]
     #[arg(long, value_name = "ADDRESS", env = "BLOCKYARD_OSD_METRICS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,6 +121,7 @@ impl OsdSettings {
             advertise: self.advertise.or(other.advertise),
             durability: self.durability.or(other.durability),
             memory: self.memory.or(other.memory),
+            slow_operation_ms: self.slow_operation_ms.or(other.slow_operation_ms),
             discard_min: self.discard_min.or(other.discard_min),
             lease_ttl_s: self.lease_ttl_s.or(other.lease_ttl_s),
             metrics: self.metrics.or(other.metrics),

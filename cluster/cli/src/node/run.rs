@@ -303,6 +303,7 @@ fn osd_options(store: &PreparedStore, settings: &OsdSettings, listen: SocketAddr
             u32::try_from(size.0.div_ceil(cluster_proto::SECTOR as u64)).unwrap_or(u32::MAX)
         }),
         lease_ttl_s: settings.lease_ttl_s.unwrap_or(defaults.lease_ttl_s),
+        slow_operation_ms: settings.slow_operation_ms.unwrap_or(defaults.slow_operation_ms),
         ..defaults
     }
 }

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::keys;
 use super::{
-    Activation, ClusterSettings, Interval, OsdConfig, OsdState, PgMap, PlacementTree, PoolConfig, ScrubRequest,
-    Suspicion,
+    Activation, ClusterSettings, Interval, OsdConfig, OsdState, PgMap, PgScrub, PlacementTree, PoolConfig,
+    ScrubRequest, Suspicion,
 };
 use crate::ids::{OsdId, PgId, PoolId};
 
@@ -65,7 +65,7 @@ pub enum MapChange {
     Osd(OsdId),
     /// Interval, activation or history of a PG.
     Pg(PgId),
-    /// A scrub that an operator asked for.
+    /// A scrub that an operator asked for, or what has been scrubbed.
     Scrub(PgId),
     /// What an OSD reports of others.
     Suspicion(OsdId),
@@ -94,6 +94,8 @@ pub struct ClusterMap {
     pub histories: BTreeMap<PgId, Vec<Interval>>,
     /// Scrubs that operators asked for; only OSDs watch it.
     pub scrubs: BTreeMap<PgId, ScrubRequest>,
+    /// What has been scrubbed; only OSDs watch it.
+    pub scrubbed: BTreeMap<PgId, PgScrub>,
     /// What OSDs report of others; only monitors watch it.
     pub suspicions: BTreeMap<OsdId, Suspicion>,
 }
@@ -167,6 +169,11 @@ impl ClusterMap {
             let id = OsdId(number(key, rest)?);
             put(&mut self.suspicions, id, key, value, |v| parse(key, v))?;
             return Ok(MapChange::Suspicion(id));
+        }
+        if let Some(rest) = key.strip_prefix(keys::SCRUBBED) {
+            let pg = pg_number(key, rest)?;
+            put(&mut self.scrubbed, pg, key, value, |v| parse(key, v))?;
+            return Ok(MapChange::Scrub(pg));
         }
         if let Some(rest) = key.strip_prefix(keys::SCRUBS) {
             let pg = pg_number(key, rest)?;
@@ -272,6 +279,10 @@ mod tests {
         }
         assert!(map.apply("/blockyard/scrub/1/17/x", Some(b"{}")).is_err());
         assert_eq!(map.scrubs[&pg], ScrubRequest { deep: true, requested: 9 });
+        let done = br#"{"light":7,"served":9}"#;
+        assert_eq!(map.apply("/blockyard/scrub/done/1/17", Some(done)), Ok(MapChange::Scrub(pg)));
+        assert_eq!(map.scrubbed[&pg], PgScrub { light: Some(7), served: Some(9), ..PgScrub::default() });
+        assert_eq!(keys::scrubbed(pg), "/blockyard/scrub/done/1/17");
         assert_eq!(map.apply(&key, None), Ok(MapChange::Scrub(pg)));
         assert!(map.scrubs.is_empty());
     }

@@ -5,7 +5,7 @@
 //! | `config/` | every daemon and client |
 //! | `osd/` | every daemon and client: addresses, bound to a lease |
 //! | `pg/` | every daemon and client; map, activation and history in one range, because their order matters |
-//! | `scrub/` | every OSD |
+//! | `scrub/` | every OSD; what is asked for, and what was done: a write for each PG and interval, because whoever leads next must know |
 //! | `suspect/` | the monitor |
 //! | `image/` | a client watches the single keys of the images it has open |
 //! | `export/` | gateways |
@@ -32,8 +32,10 @@ pub const LAST_OSD: &str = "/blockyard/config/last-osd";
 pub const OSDS: &str = "/blockyard/osd/";
 /// PG maps, activations, history.
 pub const PGS: &str = "/blockyard/pg/";
-/// Scrubs that operators asked for.
+/// Scrubs: those that operators asked for, by PG, and [`SCRUBBED`].
 pub const SCRUBS: &str = "/blockyard/scrub/";
+/// What has been scrubbed.
+pub const SCRUBBED: &str = "/blockyard/scrub/done/";
 /// Images.
 pub const IMAGES: &str = "/blockyard/image/";
 /// Image metadata, by layer.
@@ -94,6 +96,11 @@ pub fn pg_history(pg: PgId) -> String {
 /// The scrub of a PG that an operator asked for last.
 pub fn scrub(pg: PgId) -> String {
     format!("{SCRUBS}{pg}")
+}
+
+/// What has been scrubbed of a PG.
+pub fn scrubbed(pg: PgId) -> String {
+    format!("{SCRUBBED}{pg}")
 }
 
 /// Metadata of a layer.

@@ -16,7 +16,7 @@ mod tree;
 
 pub use cluster::{ClusterInfo, ClusterMap, MapChange, SchemaError, parse};
 pub use image::{ExportConfig, ImageMeta, ImageName};
-pub use osd::{GatewayState, OsdConfig, OsdState, OsdStats, WEIGHT_MAX};
+pub use osd::{GatewayState, LatencyStats, OsdConfig, OsdState, OsdStats, RecoveryRate, WEIGHT_MAX};
 pub use pg::{Activation, DEAD_MAX, Interval, Member, PgMap, Suspicion};
 pub use pool::{PoolConfig, Scheme};
 pub use rules::{PlacementRules, SCATTER_WIDTH_MAX, TAGS_MAX};

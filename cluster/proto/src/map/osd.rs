@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::PgScrub;
 use super::SchemaError;
 use super::pool::validate_name;
 use super::rules::validate_tags;
@@ -87,6 +86,50 @@ pub struct OsdState {
     pub started: u64,
 }
 
+/// What an OSD has recovered of late, as primary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct RecoveryRate {
+    /// The time that the others are about: up to ten seconds; 0 if nothing was recovered. Milliseconds.
+    pub window_ms: u64,
+    /// Objects recovered in it.
+    pub objects: u64,
+    /// Bytes written to members for that.
+    pub bytes: u64,
+}
+
+impl RecoveryRate {
+    /// Objects in a second.
+    pub fn objects_per_second(&self) -> f64 {
+        self.per_second(self.objects)
+    }
+
+    /// Bytes in a second.
+    pub fn bytes_per_second(&self) -> f64 {
+        self.per_second(self.bytes)
+    }
+
+    fn per_second(&self, count: u64) -> f64 {
+        if self.window_ms == 0 { 0.0 } else { count as f64 * 1000.0 / self.window_ms as f64 }
+    }
+}
+
+/// How long operations of one kind took of late at an OSD. The times are at most a quarter too long.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct LatencyStats {
+    /// Where they took place: `client` (requests, from arrival to answer), `member` (at other members), `store` (the own one).
+    pub at: String,
+    /// What they were: `read`, `write`, `sync`, `other`.
+    pub op: String,
+    /// How many ended in the last ten seconds or so; the quantiles are of these.
+    pub count: u64,
+    /// Half of them took no longer. Microseconds.
+    pub p50_us: u64,
+    /// 99 of 100 took no longer. Microseconds.
+    pub p99_us: u64,
+}
+
 /// Statistics that an OSD writes every few seconds. Counters run from the OSD's start.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
@@ -109,8 +152,12 @@ pub struct OsdStats {
     pub repaired_sectors: u64,
     /// Device errors.
     pub io_errors: u64,
-    /// Objects copied to or from this OSD to bring members to the same state.
+    /// Objects of PGs this OSD leads that were brought to members that lacked them.
     pub recovered_objects: u64,
+    /// Bytes that were written to members for that.
+    pub recovered_bytes: u64,
+    /// Present speed of recovery.
+    pub recovery: RecoveryRate,
     /// Objects of PGs this OSD leads that some member lacks.
     pub objects_degraded: u64,
     /// Objects of PGs this OSD leads that deep scrubs have verified, each time counted.
@@ -119,13 +166,13 @@ pub struct OsdStats {
     pub scrub_errors: u64,
     /// Damaged sectors that those scrubs could not repair.
     pub scrub_unrepaired: u64,
-    /// Scrubs of the PGs this OSD leads that were scrubbed, ascending.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub scrubs: Vec<PgScrub>,
     /// PGs this OSD leads and serves.
     pub pgs_active: u32,
     /// PGs this OSD leads and does not serve.
     pub pgs_inactive: u32,
+    /// Latencies of what there was of late.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub latencies: Vec<LatencyStats>,
 }
 
 /// A running gateway. Bound to the gateway's lease.

@@ -12,17 +12,13 @@ pub struct ScrubRequest {
     pub requested: u64,
 }
 
-/// What an OSD has scrubbed of a PG it leads. Times are milliseconds on the OSD's own clock, from the start of its run.
+/// What has been scrubbed of a PG: in the cluster state, so that the next primary goes on from there. Times are seconds since 1970.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct PgScrub {
-    /// Number of the pool.
-    pub pool: u32,
-    /// Number of the PG in it.
-    pub index: u32,
-    /// End of the last light or deep scrub; none in this run yet.
+    /// End of the last light or deep scrub.
     pub light: Option<u64>,
-    /// End of the last deep scrub; none in this run yet.
+    /// End of the last deep scrub.
     pub deep: Option<u64>,
     /// Damaged sectors, or differences between members, that the last scrub found.
     pub errors: u64,

@@ -15,11 +15,12 @@ pub struct ClusterSettings {
     /// An OSD that does not run for so long gets no data any more: what it held is copied to others. Seconds; 10 to 604,800 (a
     /// week), default 600.
     pub down_out_seconds: u32,
-    /// Whether objects that lack copies are not brought up to date for now. Default: they are.
+    /// Whether objects that lack copies are not brought up to date for now, unless somebody asks for them. Default: they are.
     pub recovery_paused: bool,
     /// Whether objects that have all copies, but not where they should be, stay there for now. Default: they move.
     pub rebalance_paused: bool,
-    /// Objects that one OSD, as primary, recovers or moves at the same time. 1 to 256, default 8.
+    /// Objects that one OSD, as primary, recovers or moves at the same time; a quarter of them while it serves clients. 1 to 256,
+    /// default 16.
     pub recovery_objects_max: u32,
     /// Bytes per second that one OSD, as primary, recovers or moves; none (the default): as many as clients leave. At least 1 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,7 +43,7 @@ impl Default for ClusterSettings {
             down_out_seconds: 600,
             recovery_paused: false,
             rebalance_paused: false,
-            recovery_objects_max: 8,
+            recovery_objects_max: 16,
             recovery_bytes_per_second_max: None,
             scrub_interval_seconds: 86_400,
             deep_scrub_interval_seconds: 604_800,

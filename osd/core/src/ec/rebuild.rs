@@ -157,13 +157,16 @@ impl Osd {
         let (version, deleted, stale, scheme) = (missing.version, missing.deleted, missing.stale, pg.scheme);
         let targets: Vec<_> = bits(stale).map(|peer| (peer, pg.name_at(object, peer))).collect();
         let Some(code) = self.code.get(scheme) else { return };
+        let mut bytes = 0;
         for (peer, name) in targets {
             let content = match deleted {
                 true => ObjectContent { requests: gathered[0].1.requests.clone(), deleted, ..ObjectContent::default() },
                 false => rebuilt(&code, &gathered, name.part),
             };
+            bytes += content.data.len() as u64;
             self.send_to_peer(shard, id, peer, ShardOp::Restore { object: name, version, content });
         }
+        self.recovery_cost(id, bytes);
     }
 }
 

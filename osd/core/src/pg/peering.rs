@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cluster_proto::ids::{Epoch, ObjectId, OsdId, PgId, Version};
-use cluster_proto::limits::REGISTRATION_LEASE_WAIT_MS;
+use cluster_proto::limits::{PG_HEADS_MAX, REGISTRATION_LEASE_WAIT_MS};
 use cluster_proto::link::{Millis, Outgoing};
 use cluster_proto::map::{Activation, Interval, Member, Scheme};
 use cluster_proto::shard::{Buckets, Digests, ObjectHead, ShardIndex, ShardOp};
@@ -423,6 +423,14 @@ impl Osd {
         let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_present(&objects.query)) else { return };
         let Some(number) = pg.peer_of(osd) else { return };
         let State::Listing(listing) = &mut pg.state else { return };
+        if listing.complete >> number & 1 == 1 {
+            return;
+        }
+        if listing.heads[number].len() + objects.heads.len() > PG_HEADS_MAX {
+            let why =
+                format!("osd {osd} lists more than {PG_HEADS_MAX} objects of it: more PGs have fewer objects each");
+            return self.pg_fail(now, id, &why);
+        }
         listing.heads[number].extend(objects.heads);
         if !objects.more {
             listing.complete |= 1 << number;

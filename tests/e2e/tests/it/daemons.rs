@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 const TOOLS: [&str; 3] = ["etcd", "etcdctl", "openssl"];
 
 /// Metrics of a daemon, given what it said when it was ready.
-fn metrics(ready: &Value) -> String {
+pub fn metrics(ready: &Value) -> String {
     let address = ready["metrics"].as_str().expect("an address of metrics");
     let mut stream = TcpStream::connect(address).expect("metrics are served");
     stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: x\r\n\r\n").unwrap();
@@ -23,7 +23,7 @@ fn metrics(ready: &Value) -> String {
 }
 
 /// The number of a sample in Prometheus' text format.
-fn sample(metrics: &str, name: &str) -> Option<f64> {
+pub fn sample(metrics: &str, name: &str) -> Option<f64> {
     metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 

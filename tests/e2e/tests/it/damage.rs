@@ -9,12 +9,12 @@ use std::path::Path;
 use e2e::{Cluster, Random, eventually, limited};
 use serde_json::Value;
 
-const SECTOR: usize = 4096;
+pub const SECTOR: usize = 4096;
 /// Data in the image. Sectors.
 const SECTORS: usize = 4096;
 
-/// Where each sector of `data` lies in a file, found by its content.
-fn find(path: &Path, data: &[u8]) -> Vec<u64> {
+/// Where each sector of `data` lies in a file, found by its content; 0 if it does not.
+pub fn places(path: &Path, data: &[u8]) -> Vec<u64> {
     let heads: HashMap<_, _> = data.chunks_exact(SECTOR).enumerate().map(|(i, sector)| (&sector[..16], i)).collect();
     let mut found = vec![0; heads.len()];
     let mut file = File::open(path).unwrap();
@@ -33,12 +33,18 @@ fn find(path: &Path, data: &[u8]) -> Vec<u64> {
         }
         at += n as u64;
     }
+    found
+}
+
+/// The same if all of it is there.
+fn find(path: &Path, data: &[u8]) -> Vec<u64> {
+    let found = places(path, data);
     assert!(found.iter().all(|at| *at > 0), "all data is found in {}", path.display());
     found
 }
 
 /// Flips some bits of the sector at `at`.
-fn flip(file: &File, at: u64, random: &mut Random) {
+pub fn flip(file: &File, at: u64, random: &mut Random) {
     let place = at + random.below(SECTOR as u64);
     let mut byte = [0];
     file.read_exact_at(&mut byte, place).unwrap();

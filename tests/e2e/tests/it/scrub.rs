@@ -1,0 +1,132 @@
+//! Scrubs of a running cluster: what rotted is found, repaired and counted, and what was done is remembered.
+
+use std::fs::File;
+use std::time::Duration;
+
+use e2e::{Fleet, FleetOptions, Nbd, Random, eventually, have, limited};
+use serde_json::{Value, json};
+
+use crate::daemons::{metrics, sample};
+use crate::damage::{SECTOR, flip, places};
+
+/// Data in the image. Sectors.
+const SECTORS: usize = 2048;
+const PGS: usize = 4;
+
+fn start(redundancy: &[&str], seed: u64) -> (Fleet, Vec<u8>) {
+    let fleet = Fleet::start(FleetOptions { osd_size: "256M", ..FleetOptions::default() });
+    let count = PGS.to_string();
+    fleet.blockyard(&[&["pool", "create", "default", "--pg-count", &count], redundancy].concat()).ok();
+    fleet.blockyard(&["image", "create", "demo", "--size", "64M"]).ok();
+    fleet.wait_active(30);
+    let nbd = fleet.nbd();
+    let mut demo = eventually(20, "demo is exported", || Nbd::connect(nbd, "demo").ok());
+    let data = Random::new(seed).bytes(SECTORS * SECTOR);
+    demo.write_long(0, &data).unwrap();
+    demo.flush().unwrap();
+    (fleet, data)
+}
+
+fn pgs(fleet: &Fleet) -> Vec<String> {
+    let list = fleet.blockyard(&["pg", "ls", "--json"]).json();
+    let list = list.as_array().expect("a list");
+    assert!(list.len() == PGS && list.iter().all(|pg| pg["state"] == "active"), "{list:?}");
+    list.iter().map(|pg| pg["pg"].as_str().expect("a name").to_owned()).collect()
+}
+
+fn describe(fleet: &Fleet, pg: &str) -> Value {
+    fleet.blockyard(&["pg", "describe", pg, "--json"]).json()
+}
+
+/// Asks for this of all PGs, and waits for what was found. Returns errors, and those that were not repaired.
+fn scrub_all(fleet: &Fleet, words: &[&str]) -> (u64, u64) {
+    let asked: Vec<(String, Value)> = pgs(fleet)
+        .into_iter()
+        .map(|pg| {
+            let asked = fleet.blockyard(&[&["pg", words[0], &pg], &words[1..], &["--json"]].concat()).json();
+            (pg, asked["requested"].clone())
+        })
+        .collect();
+    asked.iter().fold((0, 0), |(errors, unrepaired), (pg, requested)| {
+        let done = eventually(60, "the scrub ends and is recorded", || {
+            let description = describe(fleet, pg);
+            assert_eq!(&description["scrub-request"]["requested"], requested);
+            (description["scrubbed"]["served"] == *requested).then(|| description["scrubbed"].clone())
+        });
+        let count = |name: &str| done[name].as_u64().unwrap_or_else(|| panic!("no {name} in {done}"));
+        (errors + count("errors"), unrepaired + count("unrepaired"))
+    })
+}
+
+/// Flips a bit of the chosen sectors on this OSD, where it has them.
+fn damage(fleet: &Fleet, osd: u32, data: &[u8], random: &mut Random, is_chosen: impl Fn(usize) -> bool) -> u64 {
+    let path = fleet.osd_file(osd);
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let mut flipped = 0;
+    for (_, at) in places(&path, data).iter().enumerate().filter(|(i, at)| is_chosen(*i) && **at > 0) {
+        flip(&file, *at, random);
+        flipped += 1;
+    }
+    file.sync_all().unwrap();
+    flipped
+}
+
+/// Repairs what is damaged, and makes sure that all of it was found and is gone.
+fn repair(fleet: &Fleet, data: &[u8], flipped: u64) {
+    let counter = |name: &str| fleet.status()["counters"][name].as_u64().unwrap_or_default();
+    assert_eq!(counter("crc-errors"), 0, "nobody has noticed yet");
+    assert_eq!(scrub_all(fleet, &["scrub"]), (0, 0), "a light scrub compares what the members say they have");
+    assert_eq!(scrub_all(fleet, &["repair"]), (flipped, 0), "each damaged sector is found and repaired");
+    eventually(15, "repairs are counted", || (counter("repaired-sectors") == flipped).then_some(()));
+    assert_eq!(scrub_all(fleet, &["scrub", "--deep"]), (0, 0), "nothing is left");
+    assert!(fleet.connect("demo").read_long(0, data.len()).unwrap() == data);
+    let text = fleet.blockyard(&["pg", "describe", &pgs(fleet)[0]]).ok().stdout;
+    assert!(text.contains("0 errors found, 0 not repaired"), "{text}");
+}
+
+#[test]
+fn damage_in_every_copy_but_one_is_repaired_and_scrubs_are_remembered() {
+    limited(200, || {
+        if !have(&["etcd"]) {
+            return;
+        }
+        let (mut fleet, data) = start(&["--replicas", "3"], 1);
+        let mut random = Random::new(2);
+        // Of every twentieth sector one copy is left, each time on another OSD.
+        let spoilt = |osd: u32| move |i: usize| i % 20 == 7 && (i / 20) as u32 % 3 + 1 != osd;
+        let flipped = (1..=3).map(|osd| damage(&fleet, osd, &data, &mut random, spoilt(osd))).sum();
+        assert_eq!(flipped, 2 * (0..SECTORS).filter(|i| i % 20 == 7).count() as u64);
+        repair(&fleet, &data, flipped);
+
+        let before: Vec<Value> = pgs(&fleet).iter().map(|pg| describe(&fleet, pg)["scrubbed"].clone()).collect();
+        assert!(before.iter().all(|done| done["deep"].as_u64() > Some(1_500_000_000)), "{before:?}");
+        for id in 1..=3 {
+            fleet.stop(&format!("osd.{id}"));
+        }
+        let ready: Vec<Value> = (1..=3).map(|id| fleet.start_osd(id)).collect();
+        fleet.wait_active(30);
+        std::thread::sleep(Duration::from_secs(4));
+        let after: Vec<Value> = pgs(&fleet).iter().map(|pg| describe(&fleet, pg)["scrubbed"].clone()).collect();
+        assert_eq!(before, after, "what was scrubbed is known after a restart");
+        for (ready, id) in ready.iter().zip(1..) {
+            let name = format!("blockyard_osd_process_scrubbed_objects_total{{osd=\"{id}\"}}");
+            assert_eq!(sample(&metrics(ready), &name), Some(0.0), "and is not scrubbed again");
+        }
+        assert_eq!(fleet.status()["counters"]["crc-errors"], json!(0), "repairs last");
+    });
+}
+
+#[test]
+fn damage_in_one_shard_is_repaired() {
+    limited(150, || {
+        if !have(&["etcd"]) {
+            return;
+        }
+        let (fleet, data) = start(&["--ec", "2+1"], 3);
+        let mut random = Random::new(4);
+        // One sector of every fourth row of stripes, in whichever shard it is.
+        let flipped = (1..=3).map(|osd| damage(&fleet, osd, &data, &mut random, |i| i % 32 == 5)).sum();
+        assert_eq!(flipped, (SECTORS / 32) as u64, "each sector of data is in one shard");
+        repair(&fleet, &data, flipped);
+    });
+}
