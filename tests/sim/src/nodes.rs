@@ -14,6 +14,7 @@ use crate::control::CLUSTER;
 use crate::disk::Disk;
 use crate::net::{Micros, NodeId};
 use crate::rng::Rng;
+use crate::watch::Watching;
 
 /// An OSD: its disk stays, its process comes and goes.
 pub struct OsdNode {
@@ -45,8 +46,8 @@ pub struct OsdRun {
     pub core: Option<Osd>,
     /// This run.
     pub incarnation: Incarnation,
-    /// Changes of the state that the core was told.
-    pub told: usize,
+    /// What the core was told of the state.
+    pub told: Watching,
     /// Whom it cannot reach, as it last said.
     pub suspects: Vec<Member>,
     /// Device operations under way.
@@ -85,7 +86,7 @@ impl OsdNode {
             store: Store::open(config, self.disk.bytes()),
             core: None,
             incarnation: Incarnation((rng.bits() >> 1) | 1),
-            told: 0,
+            told: Watching::default(),
             suspects: Vec::new(),
             device_ops: 0,
         });
@@ -114,8 +115,8 @@ pub struct ClientNode {
     pub core: Client,
     /// The image it works on.
     pub image: ImageId,
-    /// Changes of the state that the core was told.
-    pub told: usize,
+    /// What the core was told of the state.
+    pub told: Watching,
     /// Operations without an answer.
     pub pending: BTreeSet<u64>,
     /// Operations it will still start.
@@ -137,6 +138,7 @@ impl ClientNode {
         let mut core = Client::new(ClientOptions { id, cluster: CLUSTER, credentials });
         let layer = LayerRef { pool: PoolId(1), lineage: LayerId(1), layer: LayerId(1) };
         let image = core.open(ImageOptions { layer, size, block_size, read_only: false });
-        Self { node, life, core, image, told: 0, pending: BTreeSet::new(), to_do, wake: 0 }
+        let told = Watching::default();
+        Self { node, life, core, image, told, pending: BTreeSet::new(), to_do, wake: 0 }
     }
 }
