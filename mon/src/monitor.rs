@@ -267,12 +267,13 @@ impl Monitor {
         let (mut unchanged, mut writes, mut taken) = (BTreeSet::new(), Vec::new(), 0);
         for change in changes {
             let together: BTreeSet<String> = unchanged.iter().cloned().chain(change.unchanged()).collect();
-            let fits = together.len() < OPS_PER_TXN && writes.len() + 2 <= OPS_PER_TXN;
+            let more = change.writes();
+            let fits = together.len() < OPS_PER_TXN && writes.len() + more.len() <= OPS_PER_TXN;
             if taken > 0 && !fits {
                 break;
             }
             unchanged = together;
-            writes.extend(change.writes());
+            writes.extend(more);
             taken += 1;
         }
         let condition = |key: String| Compare::ModRevision { revision: self.view.revision(&key), key };
@@ -287,8 +288,10 @@ impl Monitor {
 
 fn summary(plan: &Plan) -> String {
     let created = plan.changes.iter().filter(|change| change.map.epoch.0 == 1).count();
+    let split = plan.changes.iter().filter(|change| !change.parts().is_empty()).count();
     let renewed = plan.changes.len() - created;
     match (created, renewed) {
+        (0, renewed) if split > 0 => format!("{split} PGs are split, {} begin a new interval", renewed - split),
         (created, 0) => format!("created {created} PGs"),
         (0, renewed) => format!("{renewed} PGs begin a new interval"),
         (created, renewed) => format!("created {created} PGs, {renewed} PGs begin a new interval"),

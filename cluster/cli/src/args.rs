@@ -234,6 +234,19 @@ pub enum PoolCommand {
     Ls,
     /// Create a pool
     Create(PoolCreate),
+    /// Split the placement groups of a pool, so that there are more of them
+    ///
+    /// Returns at once: the monitor splits them one after the other, while they serve, and then spreads them over the OSDs. The number
+    /// can be raised to a multiple; it cannot be lowered.
+    SetPgCount {
+        /// Its name.
+        name: String,
+        /// Placement groups that it shall have.
+        pg_count: u32,
+        /// Only show what would move then
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Remove a pool without images, and its placement groups
     Rm {
         /// Its name.
@@ -261,7 +274,7 @@ pub struct PoolCreate {
     /// Fewest copies or shards that may accept writes [default: more than half of the copies; one shard more than K]
     #[arg(long, value_name = "N")]
     pub min_size: Option<u8>,
-    /// Placement groups; cannot be changed later
+    /// Placement groups; can only be raised later, to a multiple
     #[arg(long, value_name = "N", default_value_t = cluster_proto::limits::PG_COUNT_DEFAULT)]
     pub pg_count: u32,
     /// Size of a copy or data shard of the objects that images are cut into: a power of two from 128K to 4M; cannot be

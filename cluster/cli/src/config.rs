@@ -82,7 +82,8 @@ fn check_pool(before: &ClusterMap, after: &ClusterMap, id: PoolId) -> Result<(),
     };
     let fixed = |p: &PoolConfig| (p.scheme, p.pg_count, p.block_size);
     if fixed(old) != fixed(new) {
-        return Err("scheme, pg-count and block-size of a pool cannot be changed: its data would be lost".into());
+        let hint = "'blockyard pool set-pg-count' raises the pg-count";
+        return Err(format!("scheme, pg-count and block-size of a pool cannot be changed here: {hint}"));
     }
     Ok(())
 }

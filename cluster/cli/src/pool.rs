@@ -1,5 +1,7 @@
 //! `blockyard pool`.
 
+mod split;
+
 use std::collections::BTreeSet;
 
 use blockyard_client::metadata;
@@ -89,7 +91,10 @@ impl PoolView {
             self.name.clone(),
             self.redundancy.to_string(),
             self.min_size.to_string(),
-            self.pg_count.to_string(),
+            match self.pgs.total {
+                present if present == self.pg_count as usize => self.pg_count.to_string(),
+                present => format!("{present} of {}", self.pg_count),
+            },
             self.pgs.active.to_string(),
             Size(self.block_size.into()).to_string(),
         ]
@@ -120,6 +125,9 @@ pub async fn run(session: &Session, command: PoolCommand, out: Output) -> Result
             out.show(&PoolView::new(&map, id, &config), |_| {
                 format!("created pool {name:?}; its placement groups will be active in a moment")
             })
+        }
+        PoolCommand::SetPgCount { name, pg_count, dry_run } => {
+            split::set_pg_count(session, &name, pg_count, dry_run, out).await
         }
         PoolCommand::Rm { name, yes, dry_run } => rm(session, &name, yes, dry_run, out).await,
     }

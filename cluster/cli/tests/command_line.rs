@@ -36,6 +36,7 @@ fn every_command_has_help_with_json_and_cluster() {
         &["gateway"],
         &["pool", "ls"],
         &["pool", "create"],
+        &["pool", "set-pg-count"],
         &["pool", "rm"],
         &["pg", "ls"],
         &["pg", "describe"],

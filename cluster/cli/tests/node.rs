@@ -120,6 +120,28 @@ fn weights_and_tags_are_changed_without_touching_the_rest() {
 }
 
 #[test]
+fn the_number_of_pgs_is_raised_to_a_multiple() {
+    let cluster = Cluster::start();
+    cluster.serve_pgs();
+    let set = |args: &[&str]| cluster.run(&[&["pool", "set-pg-count"], args].concat());
+    for (count, why) in [("1", "not brought together"), ("3", "multiple of 2"), ("2", "has 2 already")] {
+        let refused = set(&["default", count]);
+        assert_eq!(refused.code, 2);
+        assert!(refused.stderr.contains(why), "{}", refused.stderr);
+    }
+    assert_eq!(set(&["x", "4"]).code, 4);
+    let before = cluster.read(&keys::pool(PoolId(1)));
+    let dry = set(&["default", "4", "--dry-run", "--json"]).json();
+    assert_eq!((&dry["pg-count"], &dry["pg-count-before"], &dry["changed"]), (&json!(4), &json!(2), &json!(false)));
+    assert_eq!(cluster.read(&keys::pool(PoolId(1))), before);
+    let done = set(&["default", "4"]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(done.stdout.contains("4 placement groups instead of 2"), "{}", done.stdout);
+    assert!(cluster.run(&["pool", "ls"]).stdout.contains("2 of 4"), "they are split by the monitor");
+    assert_eq!(set(&["default", "6"]).code, 2, "what shall be counts");
+}
+
+#[test]
 fn pools_are_removed_with_everything_that_belongs_to_them() {
     let cluster = Cluster::start();
     cluster.serve_pgs();

@@ -154,8 +154,7 @@ impl Client {
 
     /// Primary, PG and epoch for an object, as far as the map says.
     fn target(&self, object: &ObjectId) -> Option<(cluster_proto::OsdId, u32, Epoch)> {
-        let pool = self.map.pools.get(&object.pool)?;
-        let pg = object.pg(pool.pg_count);
+        let pg = self.map.pg_of(object)?;
         let map = self.map.pgs.get(&pg)?;
         Some((map.primary()?.osd, pg.index, map.epoch))
     }

@@ -73,6 +73,48 @@ impl ObjectId {
     }
 }
 
+/// A PG and the number of PGs among which its objects were shared out: which objects are in it. The PGs of a pool may differ in that
+/// number while some of them are split and others not yet; each object is in one all the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PgScope {
+    /// The PG.
+    pub pg: PgId,
+    /// As if the pool had so many PGs; above the PG's index.
+    pub count: u32,
+}
+
+impl PgScope {
+    /// Whether an object is in the PG.
+    pub fn contains(&self, object: &ObjectId) -> bool {
+        object.pg(self.count) == self.pg
+    }
+
+    /// The PGs that this one becomes, itself first, when there are `count` PGs: a multiple of what it has now.
+    pub fn parts(&self, count: u32) -> impl Iterator<Item = PgId> + use<> {
+        let (pool, first, step) = (self.pg.pool, self.pg.index, self.count.max(1));
+        (first..count).step_by(step as usize).map(move |index| PgId { pool, index })
+    }
+
+    /// Whether the objects of this PG may have been another one's earlier, when there were fewer PGs.
+    pub fn may_come_from(&self, pg: PgId) -> bool {
+        // The largest number of PGs that leads from one to the other must have the other among them.
+        let common = |mut a: u32, mut b: u32| {
+            while b != 0 {
+                (a, b) = (b, a % b);
+            }
+            a
+        };
+        pg.pool == self.pg.pool && pg.index < self.pg.index && common(self.pg.index - pg.index, self.count) > pg.index
+    }
+
+    /// Whether a PG, of which there are `count`, was part of this one.
+    pub fn includes(&self, part: PgScope) -> bool {
+        self.pg.pool == part.pg.pool
+            && part.count.is_multiple_of(self.count)
+            && part.pg.index % self.count == self.pg.index
+    }
+}
+
 /// A stretch of a request that lies in one object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Piece {
@@ -145,6 +187,28 @@ mod tests {
         assert!(seen.iter().all(|&n| n == 10));
         let starts: std::collections::BTreeSet<_> = (1..100).map(|l| pg_index(LayerId(l), 0, 64)).collect();
         assert!(starts.len() > 40);
+    }
+
+    #[test]
+    fn the_parts_of_a_pg_share_its_objects_out() {
+        let pool = PoolId(1);
+        let whole = PgScope { pg: PgId { pool, index: 3 }, count: 4 };
+        let parts: Vec<_> = whole.parts(12).map(|pg| PgScope { pg, count: 12 }).collect();
+        assert_eq!(parts.iter().map(|part| part.pg.index).collect::<Vec<_>>(), [3, 7, 11]);
+        assert!(parts.iter().all(|part| whole.includes(*part) && !part.includes(whole)));
+        let origins =
+            |part: PgScope| (0..12).filter(|index| part.may_come_from(PgId { pool, index: *index })).collect();
+        let found: Vec<Vec<u32>> = parts.iter().map(|part| origins(*part)).collect();
+        assert_eq!(found, [vec![0, 1], vec![0, 1, 3], vec![0, 1, 2, 3, 5]]);
+        assert!(!whole.includes(PgScope { pg: PgId { pool, index: 2 }, count: 12 }));
+        let mut inside = 0;
+        for (lineage, index) in (1..40).flat_map(|lineage| (0..40).map(move |index| (lineage, index))) {
+            let object = LayerRef { pool, lineage: LayerId(lineage), layer: LayerId(lineage) }.object(index);
+            let holders = parts.iter().filter(|part| part.contains(&object)).count();
+            assert_eq!(holders, usize::from(whole.contains(&object)));
+            inside += holders;
+        }
+        assert!(inside > 300, "{inside} of 1560 objects");
     }
 
     #[test]

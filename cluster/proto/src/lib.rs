@@ -16,6 +16,6 @@ pub mod status;
 pub mod wire;
 
 pub use ids::{ClientId, Epoch, Incarnation, LayerId, ObjectId, OsdId, PgId, PoolId, Version};
-pub use layout::{LayerRef, SECTOR, SectorRange};
+pub use layout::{LayerRef, PgScope, SECTOR, SectorRange};
 pub use status::Status;
 pub use uuid::Uuid;

@@ -10,8 +10,8 @@ use buffer::Buffer;
 use smallvec::SmallVec;
 
 use crate::crc::Crcs;
-use crate::ids::{ClientId, ObjectId, PgId, PoolId, Version};
-use crate::layout::SectorRange;
+use crate::ids::{ClientId, ObjectId, PoolId, Version};
+use crate::layout::{PgScope, SectorRange};
 use crate::limits::DIGEST_BUCKETS;
 use crate::status::Status;
 
@@ -432,18 +432,19 @@ pub trait ShardIndex {
     fn set_floor(&mut self, client: ClientId, floor: u64);
     /// Which sectors of the range hold data.
     fn allocation(&self, object: &ObjectId, sectors: SectorRange) -> Vec<Allocation>;
-    /// Declares a pool, so that digests are kept per PG. Computes them for what is stored. Cheap when nothing changed.
+    /// Declares a pool, so that digests are kept for its PGs: for `pg_count` of them, and for any number of which that is a multiple.
+    /// Computes them for what is stored. Cheap when nothing changes, also if what is kept is finer already.
     fn set_pool(&mut self, pool: PoolId, pg_count: u32);
     /// Digests of a PG of a declared pool; all zero for an empty PG.
-    fn digests(&self, pg: PgId) -> Digests;
+    fn digests(&self, scope: PgScope) -> Digests;
     /// Heads of the objects of a PG of a declared pool that lie in the given buckets, ascending.
-    fn list(&self, pg: PgId, buckets: &Buckets) -> Vec<ObjectHead>;
+    fn list(&self, scope: PgScope, buckets: &Buckets) -> Vec<ObjectHead>;
     /// Tombstones of a PG of a declared pool, ascending.
-    fn tombstones(&self, pg: PgId) -> Vec<ObjectHead>;
+    fn tombstones(&self, scope: PgScope) -> Vec<ObjectHead>;
     /// Heads of the objects of a PG of a declared pool whose newest change is staged, ascending.
-    fn staged(&self, pg: PgId) -> Vec<ObjectHead>;
+    fn staged(&self, scope: PgScope) -> Vec<ObjectHead>;
     /// Which parts of objects of a PG of a declared pool are here, as a bit mask.
-    fn parts(&self, pg: PgId) -> u32;
+    fn parts(&self, scope: PgScope) -> u32;
     /// Space of the store.
     fn space(&self) -> Space;
 }

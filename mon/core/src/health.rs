@@ -11,6 +11,7 @@ use crate::fullness::fullness_problems;
 use crate::interval::Running;
 use crate::plan::{plan, usable};
 use crate::problem::{Problem, ProblemCode, count, list};
+use crate::split::count_of;
 
 /// What a PG does, as the cluster state shows it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -67,12 +68,16 @@ impl PgCounts {
     /// Counts the PGs of one pool.
     pub fn of_pool(map: &ClusterMap, id: PoolId, config: Option<&PoolConfig>) -> Self {
         let mut counts = PgCounts::default();
-        let all = PgId { pool: id, index: 0 }..=PgId { pool: id, index: u32::MAX };
-        for (pg, present) in map.pgs.range(all) {
+        let all = || PgId { pool: id, index: 0 }..=PgId { pool: id, index: u32::MAX };
+        for (pg, present) in map.pgs.range(all()) {
             counts.add(pg_state(map, *pg, present), 1);
         }
-        let wanted = config.map_or(0, |pool| pool.pg_count as usize);
-        counts.add(PgState::Creating, wanted.saturating_sub(counts.total));
+        // Each of n PGs has an n-th of the objects: what is not split yet has those of several.
+        let missing = config.map_or(0, |pool| {
+            let share = |present: &PgMap| pool.pg_count / count_of(present, pool).max(1);
+            map.pgs.range(all()).fold(pool.pg_count, |missing, (_, present)| missing.saturating_sub(share(present)))
+        });
+        counts.add(PgState::Creating, missing as usize);
         counts
     }
 

@@ -141,7 +141,8 @@ pub(crate) fn next(
     unfenced.dedup();
     unfenced.retain(|member| !dead.contains(member) && !acting.contains(&Some(*member)));
     unfenced.truncate(DEAD_MAX);
-    Some(PgMap { epoch: present.epoch.next(), primary, acting, target, dead, unfenced })
+    let pg_count = present.pg_count;
+    Some(PgMap { epoch: present.epoch.next(), primary, acting, target, dead, unfenced, pg_count })
 }
 
 /// The history once the interval of this record is past. If all who should have the PG's data were complete in it, nothing older
@@ -186,6 +187,7 @@ mod tests {
             target: members.iter().map(|&n| OsdId(n)).collect(),
             dead: Vec::new(),
             unfenced: Vec::new(),
+            pg_count: None,
         }
     }
 

@@ -12,7 +12,9 @@ pub mod liveness;
 pub mod placement;
 mod plan;
 mod problem;
+mod split;
 
 pub use interval::Running;
 pub use plan::{PgChange, Plan, plan, usable};
 pub use problem::{Problem, ProblemCode, Severity};
+pub use split::check_pg_count;

@@ -1,13 +1,14 @@
 //! Which PG keys must be written now.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cluster_proto::map::{ClusterMap, Interval, Member, PgMap, PoolConfig, Scheme, keys};
-use cluster_proto::{Epoch, OsdId, PgId, PoolId};
+use cluster_proto::{Epoch, OsdId, PgId, PgScope, PoolId};
 
 use crate::interval::{self, Running};
 use crate::placement::{preferred_primaries, targets};
 use crate::problem::{Problem, ProblemCode, count, list};
+use crate::split::{Split, count_of, is_ready, next_count, splits_allowed};
 
 /// A new interval of one PG.
 ///
@@ -24,6 +25,8 @@ pub struct PgChange {
     pub history: Option<Vec<Interval>>,
     /// OSDs whose registration this was decided from.
     pub registered: BTreeSet<OsdId>,
+    /// The PG is split with this interval.
+    split: Option<Split>,
 }
 
 impl PgChange {
@@ -31,7 +34,13 @@ impl PgChange {
     /// is registered in another one: that must be the later one.
     pub fn unchanged(&self) -> impl Iterator<Item = String> {
         let own = [keys::pg_map(self.pg), keys::pg_activation(self.pg)];
-        own.into_iter().chain(self.registered.iter().map(|osd| keys::osd(*osd)))
+        let parts = self.parts().iter().map(|part| keys::pg_map(*part));
+        own.into_iter().chain(parts).chain(self.registered.iter().map(|osd| keys::osd(*osd)))
+    }
+
+    /// PGs that come into being with this change, each with objects that were this one's.
+    pub fn parts(&self) -> &[PgId] {
+        self.split.as_ref().map_or(&[], |split| &split.parts)
     }
 
     fn new(pg: PgId, map: PgMap, history: Option<Vec<Interval>>, running: &Running) -> Self {
@@ -39,14 +48,20 @@ impl PgChange {
         let registered =
             members.chain(map.dead.iter().map(|run| run.osd)).filter(|osd| running.alive.contains_key(osd));
         let registered = registered.collect();
-        PgChange { pg, map, history, registered }
+        PgChange { pg, map, history, registered, split: None }
     }
 
     /// Keys and their new values (`None`: delete).
     pub fn writes(&self) -> Vec<(String, Option<Vec<u8>>)> {
         let history = self.history.as_ref().map(|h| (keys::pg_history(self.pg), Some(json(h))));
-        // The map comes last: who hears of it must know the history.
-        history.into_iter().chain([(keys::pg_map(self.pg), Some(json(&self.map)))]).collect()
+        let mut writes: Vec<_> = history.into_iter().collect();
+        for (part, split) in self.split.iter().flat_map(|split| split.parts.iter().map(move |part| (*part, split))) {
+            writes.push((keys::pg_history(part), Some(json(&split.history))));
+            writes.push((keys::pg_activation(part), Some(json(&split.record))));
+        }
+        // Maps come last: who hears of one must know the history.
+        writes.extend([&self.pg].into_iter().chain(self.parts()).map(|pg| (keys::pg_map(*pg), Some(json(&self.map)))));
+        writes
     }
 }
 
@@ -69,11 +84,12 @@ pub struct Plan {
 ///
 /// - PGs are placed on OSDs that are in (`usable`): new ones, and others when the configuration or `usable` has changed, not more at a
 ///   time than the settings allow.
+/// - PGs of a pool that shall have more of them are split, if they serve with all their members, a few at a time.
 /// - The PGs of a pool are created as soon as so many members of each run that it may accept writes.
 /// - A PG whose members are not those that should serve it now gets the next epoch. If nobody could serve it, it stays as it is: its
 ///   clients wait.
 ///
-/// After the changes are applied to the map, `plan` finds none, but for PGs that had to wait for others to move.
+/// After the changes are applied to the map, `plan` finds none, but for PGs that had to wait for others to move or to be split.
 pub fn plan(map: &ClusterMap, running: &Running, usable: &BTreeSet<OsdId>) -> Plan {
     let mut plan = Plan::default();
     if map.cluster.is_none() {
@@ -92,25 +108,33 @@ pub fn plan(map: &ClusterMap, running: &Running, usable: &BTreeSet<OsdId>) -> Pl
     }
     let mut may_move = moves_allowed(map);
     for (id, pool) in &map.pools {
-        check_pool(map, *id, pool, &mut plan.problems);
-        let layout = pgs_of(map, *id).map(|(pg, present)| (pg.index, present.target.clone())).collect();
-        let placed = targets(map, *id, usable, &layout).map_err(|problem| plan.problems.push(problem)).ok();
-        let leading = pgs_of(map, *id).map(|(pg, present)| (pg.index, present.primary)).collect();
-        let leads = placed.as_ref().map(|sets| preferred_primaries(pool, sets, &leading));
+        let shape = Shape::of(map, *id, pool);
+        check_pool(map, *id, pool, &shape, &mut plan.problems);
+        let placed = shape.fits.then(|| place(map, *id, pool, &shape, usable));
+        let placed = placed.and_then(|placed| placed.map_err(|problem| plan.problems.push(problem)).ok());
+        let mut may_split = splits_allowed(map, pgs_of(map, *id));
         for (pg, present) in pgs_of(map, *id).filter(|(pg, _)| pg.index < pool.pg_count) {
-            let index = pg.index as usize;
-            let wished = placed.as_ref().and_then(|sets| sets.get(index)).unwrap_or(&present.target);
+            let next = next_count(count_of(present, pool), pool.pg_count);
+            let splits = next.filter(|_| shape.is_complete && is_ready(map, running, pg, present));
+            if let Some(next) = splits.filter(|_| may_split > 0) {
+                may_split -= 1;
+                split(map, running, pg, pool, (present, next), &mut plan);
+                continue;
+            }
+            let place = placed.as_ref().and_then(|places| places.get(&pg.index));
+            let wished = place.map_or(&present.target, |place| &place.target);
             let moves = same_members(wished, &present.target) == Some(false) || present.target.is_empty();
-            let target = if moves && may_move == 0 { &present.target } else { wished };
-            may_move -= usize::from(moves && may_move > 0);
-            let lead = leads.as_ref().and_then(|leads| leads.get(index)).copied();
+            // Until all are split, only what cannot stay moves: afterwards it may be in its place.
+            let can_stay = present.target.iter().all(|osd| usable.contains(osd));
+            let waits = splits.is_some() || (shape.pg_count != Some(pool.pg_count) && can_stay);
+            let stays = waits || (moves && may_move == 0);
+            let target = if stays { &present.target } else { wished };
+            may_move -= usize::from(moves && !stays);
+            let lead = place.and_then(|place| place.lead).filter(|_| !waits);
             renew(map, running, pg, pool, (present, target, lead), &mut plan);
         }
-        let existing = pgs_of(map, *id).filter(|(pg, _)| pg.index < pool.pg_count).count();
-        if let Some(placed) = placed
-            && existing < pool.pg_count as usize
-        {
-            create(map, running, *id, pool, &placed, &mut plan);
+        if let Some(places) = placed {
+            create(map, running, (*id, shape.pg_count), pool, &places, &mut plan);
         }
     }
     plan.changes.sort_by_key(|change| change.pg);
@@ -127,6 +151,85 @@ pub fn usable(map: &ClusterMap, out: &BTreeSet<OsdId>) -> BTreeSet<OsdId> {
 fn same_members(a: &[OsdId], b: &[OsdId]) -> Option<bool> {
     let sorted = |set: &[OsdId]| set.iter().copied().collect::<BTreeSet<_>>();
     (!a.is_empty() && !b.is_empty()).then(|| sorted(a) == sorted(b))
+}
+
+/// How far a pool is on the way to as many PGs as it shall have.
+struct Shape {
+    /// How many there are, or shall be when all are created. None: some are split and others not.
+    pg_count: Option<u32>,
+    /// From what there is leads a way to what shall be.
+    fits: bool,
+    /// There is a PG for every object.
+    is_complete: bool,
+}
+
+impl Shape {
+    fn of(map: &ClusterMap, id: PoolId, pool: &PoolConfig) -> Self {
+        let counts: BTreeSet<u32> = pgs_of(map, id).map(|(_, present)| count_of(present, pool)).collect();
+        let fits = counts.iter().all(|count| leads_to(*count, pool));
+        // A PG of which there are n has an n-th of the objects.
+        let share = |present: &PgMap| u64::from(pool.pg_count / count_of(present, pool));
+        let is_complete = pgs_of(map, id).map(|(_, present)| share(present)).sum::<u64>() == u64::from(pool.pg_count);
+        let pg_count = match counts.len() {
+            0 => Some(pool.pg_count),
+            1 => counts.first().copied(),
+            _ => None,
+        };
+        Self { pg_count, fits, is_complete }
+    }
+}
+
+/// Whether a PG of so many is what the pool shall have, or can be split into that.
+fn leads_to(pg_count: u32, pool: &PoolConfig) -> bool {
+    pg_count == pool.pg_count || next_count(pg_count, pool.pg_count).is_some()
+}
+
+/// Where a PG should be.
+struct Place {
+    target: Vec<OsdId>,
+    /// Who should lead it.
+    lead: Option<OsdId>,
+}
+
+/// Places the PGs of a pool, by index. While some are split and others are not, those that there are, whatever part of the objects each has;
+/// when all are split, what is out of balance then moves.
+fn place(
+    map: &ClusterMap,
+    id: PoolId,
+    pool: &PoolConfig,
+    shape: &Shape,
+    usable: &BTreeSet<OsdId>,
+) -> Result<BTreeMap<u32, Place>, Problem> {
+    let numbers: Vec<u32> = match shape.pg_count {
+        Some(pg_count) => (0..pg_count).collect(),
+        None => pgs_of(map, id).map(|(pg, _)| pg.index).collect(),
+    };
+    let renumbered = (shape.pg_count != Some(pool.pg_count)).then(|| renumbered(map, id, &numbers));
+    let map = renumbered.as_ref().unwrap_or(map);
+    let layout = pgs_of(map, id).map(|(pg, present)| (pg.index, present.target.clone())).collect();
+    let sets = targets(map, id, usable, &layout)?;
+    let leading = pgs_of(map, id).map(|(pg, present)| (pg.index, present.primary)).collect();
+    let leads = preferred_primaries(pool, &sets, &leading);
+    let places = sets.into_iter().enumerate().map(|(at, target)| Place { target, lead: leads.get(at).copied() });
+    Ok(numbers.into_iter().zip(places).collect())
+}
+
+/// The cluster as if the PGs of a pool that there are were all that there shall be.
+fn renumbered(map: &ClusterMap, id: PoolId, numbers: &[u32]) -> ClusterMap {
+    let mut after = map.clone();
+    if let Some(pool) = after.pools.get_mut(&id) {
+        pool.pg_count = numbers.len() as u32;
+    }
+    after.pgs.retain(|pg, _| pg.pool != id);
+    after.activations.retain(|pg, _| pg.pool != id);
+    after.histories.retain(|pg, _| pg.pool != id);
+    for (index, number) in (0..).zip(numbers) {
+        let (pg, new) = (PgId { pool: id, index: *number }, PgId { pool: id, index });
+        after.pgs.extend(map.pgs.get(&pg).map(|present| (new, present.clone())));
+        after.activations.extend(map.activations.get(&pg).map(|record| (new, record.clone())));
+        after.histories.extend(map.histories.get(&pg).map(|history| (new, history.clone())));
+    }
+    after
 }
 
 /// PGs that may begin to move now.
@@ -164,18 +267,47 @@ fn renew(
         Scheme::Replicated { .. } => sorted(&members) == sorted(&present.acting),
         Scheme::Ec { .. } => members == present.acting,
     };
+    let told = PgMap { pg_count: Some(count_of(present, pool)), ..present.clone() };
     if same && primary == present.primary && same_members(&target, &present.target) == Some(true) {
+        // A map from before PGs could be split does not tell of how many it is one.
+        if present.pg_count.is_none() {
+            plan.changes.push(PgChange::new(pg, told, None, running));
+        }
         return;
     }
-    let Some(next) = interval::next(record, running, present, members, primary, target) else {
-        plan.problems.push(Problem::new(
-            ProblemCode::PgEpochsExhausted,
-            format!("pg {pg} is in its last possible epoch, {}: move its data to another pool", present.epoch),
-        ));
-        return;
+    let Some(next) = interval::next(record, running, &told, members, primary, target) else {
+        return plan.problems.push(exhausted(pg, present));
     };
     let history = past(map, pg, present.epoch, pool.width());
     plan.changes.push(PgChange::new(pg, next, history, running));
+}
+
+fn exhausted(pg: PgId, present: &PgMap) -> Problem {
+    let message = format!("pg {pg} is in its last possible epoch, {}: move its data to another pool", present.epoch);
+    Problem::new(ProblemCode::PgEpochsExhausted, message)
+}
+
+/// Splits a PG into those that there shall be in its place, which begin with the same members and the same past.
+fn split(
+    map: &ClusterMap,
+    running: &Running,
+    pg: PgId,
+    pool: &PoolConfig,
+    (present, pg_count): (&PgMap, u32),
+    plan: &mut Plan,
+) {
+    let Some(record) = map.activations.get(&pg) else { return };
+    let (acting, primary, target) = (present.acting.clone(), present.primary, present.target.clone());
+    let Some(next) = interval::next(Some(record), running, present, acting, primary, target) else {
+        return plan.problems.push(exhausted(pg, present));
+    };
+    let map_of_all = PgMap { pg_count: Some(pg_count), ..next };
+    let history = past(map, pg, present.epoch, pool.width());
+    let all = history.clone().or_else(|| map.histories.get(&pg).cloned()).unwrap_or_default();
+    let whole = PgScope { pg, count: count_of(present, pool) };
+    let parts = whole.parts(pg_count).skip(1).collect();
+    let split = Some(Split { parts, history: all, record: record.clone() });
+    plan.changes.push(PgChange { split, ..PgChange::new(pg, map_of_all, history, running) });
 }
 
 /// The history once interval `epoch` is past: nothing new unless it may have accepted writes.
@@ -186,9 +318,12 @@ fn past(map: &ClusterMap, pg: PgId, epoch: Epoch, width: usize) -> Option<Vec<In
 }
 
 /// Finds PGs that the pool's configuration does not describe.
-fn check_pool(map: &ClusterMap, id: PoolId, pool: &PoolConfig, problems: &mut Vec<Problem>) {
+fn check_pool(map: &ClusterMap, id: PoolId, pool: &PoolConfig, shape: &Shape, problems: &mut Vec<Problem>) {
     let width = pool.width();
-    let mut strange = pgs_of(map, id).filter(|(pg, m)| pg.index >= pool.pg_count || m.acting.len() > width);
+    let is_strange = |(pg, present): &(PgId, &PgMap)| {
+        pg.index >= pool.pg_count || present.acting.len() > width || !leads_to(count_of(present, pool), pool)
+    };
+    let mut strange = pgs_of(map, id).filter(is_strange);
     if let Some((first, _)) = strange.next() {
         let n = 1 + strange.count();
         problems.push(Problem::new(
@@ -203,6 +338,11 @@ fn check_pool(map: &ClusterMap, id: PoolId, pool: &PoolConfig, problems: &mut Ve
             ),
         ));
     }
+    if shape.fits && shape.pg_count.is_none() && !shape.is_complete {
+        let message =
+            format!("pool {:?} lacks maps of PGs, while others are being split: restore {}", pool.name, keys::PGS);
+        problems.push(Problem::new(ProblemCode::PoolChanged, message));
+    }
 }
 
 fn pgs_of(map: &ClusterMap, pool: PoolId) -> impl Iterator<Item = (PgId, &PgMap)> {
@@ -210,10 +350,20 @@ fn pgs_of(map: &ClusterMap, pool: PoolId) -> impl Iterator<Item = (PgId, &PgMap)
     map.pgs.range(all).map(|(pg, present)| (*pg, present))
 }
 
-/// Creates the PGs of a pool that do not exist, if enough of their members run.
-fn create(map: &ClusterMap, running: &Running, id: PoolId, pool: &PoolConfig, placed: &[Vec<OsdId>], plan: &mut Plan) {
+/// Creates the PGs of a pool that do not exist, if enough of their members run. While PGs are being split nobody can tell which are lost and
+/// which are yet to come.
+fn create(
+    map: &ClusterMap,
+    running: &Running,
+    (id, pg_count): (PoolId, Option<u32>),
+    pool: &PoolConfig,
+    places: &BTreeMap<u32, Place>,
+    plan: &mut Plan,
+) {
+    let Some(pg_count) = pg_count else { return };
     let (mut waiting, mut created) = (0, Vec::new());
-    for (index, target) in (0..).zip(placed) {
+    for (index, Place { target, .. }) in places.iter().filter(|(index, _)| **index < pg_count) {
+        let index = *index;
         let pg = PgId { pool: id, index };
         if map.pgs.contains_key(&pg) {
             continue;
@@ -229,14 +379,16 @@ fn create(map: &ClusterMap, running: &Running, id: PoolId, pool: &PoolConfig, pl
         let before = past_epoch(map, pg);
         let history = past(map, pg, before, pool.width());
         let (dead, unfenced) = (Vec::new(), Vec::new());
-        let next = PgMap { epoch: before.next(), primary, acting: members, target: target.clone(), dead, unfenced };
+        let (target, pg_count) = (target.clone(), Some(pg_count));
+        let next = PgMap { epoch: before.next(), primary, acting: members, target, dead, unfenced, pg_count };
         created.push(PgChange::new(pg, next, history, running));
     }
     // All or none: PGs are placed with regard to each other.
     if waiting == 0 {
         plan.changes.extend(created);
     } else {
-        let down = placed.iter().flatten().filter(|osd| !running.alive.contains_key(osd)).collect::<BTreeSet<_>>();
+        let members = places.values().flat_map(|place| &place.target);
+        let down = members.filter(|osd| !running.alive.contains_key(osd)).collect::<BTreeSet<_>>();
         plan.problems.push(Problem::new(
             ProblemCode::PoolWaitsForOsds,
             format!(

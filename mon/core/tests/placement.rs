@@ -338,8 +338,15 @@ fn pools_even_out_each_others_rounding() {
         counts(&sets).into_iter().for_each(|(osd, n)| *total.entry(osd).or_default() += n);
         for (index, target) in (0..).zip(sets) {
             let acting = target.iter().map(|osd| Some(Member { osd: *osd, incarnation: Incarnation(1) })).collect();
-            let present =
-                PgMap { epoch: Epoch(1), primary: target[0], acting, target, dead: Vec::new(), unfenced: Vec::new() };
+            let present = PgMap {
+                epoch: Epoch(1),
+                primary: target[0],
+                acting,
+                target,
+                dead: Vec::new(),
+                unfenced: Vec::new(),
+                pg_count: None,
+            };
             map.pgs.insert(PgId { pool: PoolId(id), index }, present);
         }
     }

@@ -292,10 +292,98 @@ fn a_changed_or_lost_pool_keeps_its_pgs() {
     let shrunk = plan(&map);
     assert!(shrunk.changes.is_empty());
     assert_eq!(codes(&shrunk), [ProblemCode::PoolChanged]);
+    map.pools.get_mut(&POOL).unwrap().pg_count = 40;
+    let uneven = plan(&map);
+    assert_eq!((uneven.changes.len(), codes(&uneven)), (0, vec![ProblemCode::PoolChanged]));
     map.pools.clear();
     start(&mut map, 1, 2);
     let lost = plan(&map);
     assert_eq!((lost.changes.len(), codes(&lost)), (0, vec![ProblemCode::PoolMissing]));
+}
+
+#[test]
+fn a_pg_is_split_with_its_members_and_its_past() {
+    let mut map = cluster(5, 3);
+    (1..=5).for_each(|id| start(&mut map, id, 1));
+    settle(&mut map);
+    let before = map.clone();
+    map.pools.get_mut(&POOL).unwrap().pg_count = 48;
+    let planned = plan(&map);
+    assert_eq!((planned.changes.len(), codes(&planned)), (16, vec![]));
+    for change in &planned.changes {
+        let (old, index) = (&before.pgs[&change.pg], change.pg.index);
+        assert_eq!(change.parts(), [pg(index + 16), pg(index + 32)]);
+        assert_eq!(change.map, PgMap { epoch: old.epoch.next(), pg_count: Some(48), ..old.clone() });
+        let unchanged: BTreeSet<String> = change.unchanged().collect();
+        assert!([index, index + 16, index + 32].iter().all(|index| unchanged.contains(&keys::pg_map(pg(*index)))));
+        let last: Vec<String> = change.writes().into_iter().rev().take(3).map(|(key, _)| key).collect();
+        assert!(last.iter().all(|key| key.starts_with("/blockyard/pg/map/")), "maps come last: {last:?}");
+    }
+    apply(&mut map, &planned);
+    for (part, present) in &map.pgs {
+        let whole = pg(part.index % 16);
+        assert_eq!((present, &map.histories[part]), (&map.pgs[&whole], &map.histories[&whole]));
+        assert_eq!(map.activations[part], before.activations[&whole], "the last interval was the whole one's");
+        assert_eq!(map.histories[part].last().map(|past| past.epoch), Some(before.pgs[&whole].epoch));
+    }
+    assert_eq!(health(&map, &BTreeMap::new()).pgs.creating, 0);
+    settle(&mut map);
+    assert_eq!((map.pgs.len(), health(&map, &BTreeMap::new()).verdict), (48, Verdict::Ok));
+    let served = |id| map.pgs.values().filter(|present| present.target.contains(&OsdId(id))).count();
+    assert!((1..=5).all(|id| (28..=30).contains(&served(id))), "what was out of balance has moved");
+}
+
+#[test]
+fn pgs_are_split_a_few_at_a_time_if_they_serve() {
+    let mut map = cluster(4, 3);
+    map.pools.get_mut(&POOL).unwrap().pg_count = 64;
+    (1..=4).for_each(|id| start(&mut map, id, 1));
+    settle(&mut map);
+    map.pools.get_mut(&POOL).unwrap().pg_count = 128;
+    map.osd_configs.insert(OsdId(5), OsdConfig::new(1.0));
+    start(&mut map, 5, 1);
+    let first = plan(&map);
+    assert_eq!(first.changes.len(), 16, "what will be split soon is not moved before");
+    assert!(first.changes.iter().all(|change| !change.parts().is_empty()));
+    apply(&mut map, &first);
+    let second = plan(&map);
+    let parts: Vec<_> = second.changes.iter().map(|change| change.parts().len()).collect();
+    assert_eq!(parts, [1], "the others wait until those serve");
+    map.osds.remove(&OsdId(2));
+    activate(&mut map);
+    let third = plan(&map);
+    let split: Vec<_> = third.changes.iter().filter(|change| !change.parts().is_empty()).collect();
+    assert!(!split.is_empty() && !split.iter().any(|change| has(&map, change.pg, 2)), "nor what lacks a member");
+    // A map that is lost now may be one that is yet to come.
+    let unsplit = *map.pgs.iter().find(|(_, present)| present.pg_count == Some(64)).unwrap().0;
+    let lost = map.pgs.remove(&unsplit).unwrap();
+    let planned = plan(&map);
+    assert_eq!(planned.changes.iter().filter(|change| change.pg == unsplit).count(), 0);
+    assert!(codes(&planned).contains(&ProblemCode::PoolChanged));
+    map.pgs.insert(unsplit, lost);
+    for _ in 0..20 {
+        settle(&mut map);
+    }
+    assert_eq!(map.pgs.len(), 128);
+    assert!(map.pgs.values().all(|present| present.pg_count == Some(128)));
+}
+
+fn has(map: &ClusterMap, pg: PgId, osd: u32) -> bool {
+    members(&map.pgs[&pg]).contains(&OsdId(osd))
+}
+
+#[test]
+fn maps_of_before_get_the_number_of_pgs_once() {
+    let mut map = cluster(3, 3);
+    (1..=3).for_each(|id| start(&mut map, id, 1));
+    settle(&mut map);
+    let before = map.pgs.clone();
+    map.pgs.values_mut().for_each(|present| present.pg_count = None);
+    let planned = plan(&map);
+    assert_eq!(planned.changes.len(), 16);
+    apply(&mut map, &planned);
+    assert_eq!(map.pgs, before, "in the same interval");
+    assert!(plan(&map).changes.is_empty());
 }
 
 #[test]
@@ -333,6 +421,7 @@ enum Step {
     Activate,
     Plan,
     AddPool(u8),
+    Split,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -342,6 +431,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Activate),
         3 => Just(Step::Plan),
         1 => (1u8..4).prop_map(Step::AddPool),
+        1 => Just(Step::Split),
     ];
     prop::collection::vec(step, 1..60)
 }
@@ -351,8 +441,21 @@ fn check_plan(map: &mut ClusterMap) -> Result<(), TestCaseError> {
     let before = map.clone();
     let planned = plan(map);
     apply(map, &planned);
-    let again = plan(map).changes;
-    prop_assert!(again.is_empty(), "planning again finds more: {again:?} after {planned:?}");
+    let after = map.clone();
+    let again = plan(map);
+    let is_split = |(pg, present): (&PgId, &PgMap)| present.pg_count == Some(map.pools[&pg.pool].pg_count);
+    let splits = planned.changes.iter().any(|change| !change.parts().is_empty());
+    let rests = again.changes.is_empty() || splits || !map.pgs.iter().all(is_split);
+    prop_assert!(rests, "planning again finds more: {again:?} after {planned:?}");
+    // While some are split and others not, it takes some steps until nothing changes any more.
+    let mut steps = 0;
+    let mut next = again;
+    while !next.changes.is_empty() && steps < 100 {
+        apply(map, &next);
+        (next, steps) = (plan(map), steps + 1);
+    }
+    prop_assert!(steps < 100, "the plan does not come to rest: {next:?}");
+    *map = after;
     prop_assert_eq!(map.pools.len(), before.pools.len());
     for change in &planned.changes {
         change.map.validate().unwrap();
@@ -363,6 +466,10 @@ fn check_plan(map: &mut ClusterMap) -> Result<(), TestCaseError> {
         if let Some(activation) = before.activations.get(&change.pg).filter(|a| old.is_some_and(|o| o.epoch == a.epoch))
         {
             prop_assert_eq!(map.histories[&change.pg].last().map(|i| i.epoch), Some(activation.epoch));
+        }
+        for part in change.parts() {
+            prop_assert!(!before.pgs.contains_key(part) && map.pgs[part] == change.map);
+            prop_assert_eq!(&map.histories[part], &map.histories[&change.pg]);
         }
         prop_assert!(change.writes().iter().all(|(key, _)| key.starts_with(keys::PGS)));
     }
@@ -385,6 +492,10 @@ proptest! {
                     let id = PoolId(map.pools.len() as u32 + 1);
                     let pool = PoolConfig { pg_count: 8, ..PoolConfig::replicated(&format!("p{id}"), copies) };
                     map.pools.insert(id, pool);
+                }
+                Step::Split => {
+                    let pool = map.pools.get_mut(&POOL).unwrap();
+                    pool.pg_count = (pool.pg_count * 2).min(64);
                 }
             }
         }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use blockstore::{DeviceOp, DeviceResult, Durability, FormatOptions, Store, StoreConfig, format};
 use buffer::{Buffer, BufferMut};
-use cluster_proto::SectorRange;
 use cluster_proto::ids::{LayerId, ObjectId, OsdId, PgId, PoolId, Version};
 use cluster_proto::shard::{Buckets, Origin, ShardIndex, ShardOp, ShardOutcome};
+use cluster_proto::{PgScope, SectorRange};
 
 /// Completes every request; reads find what formatting wrote.
 fn run(store: &mut Store, formatted: &[blockstore::FormatWrite]) {
@@ -87,7 +87,7 @@ fn main() {
         let start = Instant::now();
         store.set_pool(pool, pg_count);
         let declared = start.elapsed();
-        let pg = PgId { pool, index: 0 };
+        let pg = PgScope { pg: PgId { pool, index: 0 }, count: pg_count };
         let mut one = Buckets::default();
         one.insert(77);
         let mut eight = Buckets::default();

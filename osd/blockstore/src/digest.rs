@@ -1,12 +1,13 @@
 //! Digests of what each PG of a declared pool holds, kept up to date with every change of a head; and which of its objects
-//! are tombstones, so that they can be listed without looking at all others.
+//! are tombstones, so that they can be listed without looking at all others. Digests are sums: those of PGs that together were one, or still
+//! are for others, add up to its.
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::BuildHasherDefault;
 
 use cluster_proto::limits::{DIGEST_BUCKETS, SHARDS_MAX};
 use cluster_proto::shard::{Digests, ObjectHead, digest_bucket, digest_hash};
-use cluster_proto::{ObjectId, PgId, PoolId};
+use cluster_proto::{ObjectId, PgScope, PoolId};
 
 use crate::index::{Key, Mixer};
 
@@ -86,28 +87,40 @@ impl DigestTable {
         self.bytes = self.bytes + own.memory_bytes() - before;
     }
 
-    fn pg(&self, pg: PgId) -> Option<&PgSummary> {
-        self.pools.get(&pg.pool)?.pgs.get(&pg.index).map(|own| &**own)
+    /// Whether the PG is one of those that are kept, or some of them together.
+    pub fn is_kept(&self, scope: PgScope) -> bool {
+        self.pg_count(scope.pg.pool).is_none_or(|count| count.is_multiple_of(scope.count))
+    }
+
+    /// What is kept of a PG, in parts.
+    fn kept(&self, scope: PgScope) -> impl Iterator<Item = &PgSummary> {
+        debug_assert!(self.is_kept(scope));
+        let pool = self.pools.get(&scope.pg.pool).into_iter();
+        pool.flat_map(move |pool| scope.parts(pool.pg_count).filter_map(|pg| pool.pgs.get(&pg.index)).map(|own| &**own))
     }
 
     /// Digests of a PG; all zero if it is empty or unknown.
-    pub fn of(&self, pg: PgId) -> Digests {
-        self.pg(pg).map_or([0; DIGEST_BUCKETS], |own| own.digests)
+    pub fn of(&self, scope: PgScope) -> Digests {
+        let mut all: Digests = [0; DIGEST_BUCKETS];
+        for own in self.kept(scope) {
+            all.iter_mut().zip(&own.digests).for_each(|(sum, own)| *sum = sum.wrapping_add(*own));
+        }
+        all
     }
 
     /// Keys of a PG's tombstones, in no particular order.
-    pub fn tombstones(&self, pg: PgId) -> impl Iterator<Item = Key> {
-        self.pg(pg).into_iter().flat_map(|own| own.tombstones.iter().copied())
+    pub fn tombstones(&self, scope: PgScope) -> impl Iterator<Item = Key> {
+        self.kept(scope).flat_map(|own| own.tombstones.iter().copied())
     }
 
     /// Keys of a PG's objects whose newest change is staged, in no particular order.
-    pub fn staged(&self, pg: PgId) -> impl Iterator<Item = Key> {
-        self.pg(pg).into_iter().flat_map(|own| own.staged.iter().copied())
+    pub fn staged(&self, scope: PgScope) -> impl Iterator<Item = Key> {
+        self.kept(scope).flat_map(|own| own.staged.iter().copied())
     }
 
     /// Which parts of objects a PG has here, as a bit mask.
-    pub fn parts(&self, pg: PgId) -> u32 {
-        let counts = self.pg(pg).into_iter().flat_map(|own| own.parts.iter().enumerate());
+    pub fn parts(&self, scope: PgScope) -> u32 {
+        let counts = self.kept(scope).flat_map(|own| own.parts.iter().enumerate());
         counts.filter(|(_, count)| **count > 0).fold(0, |mask, (part, _)| mask | 1 << part)
     }
 

@@ -422,6 +422,7 @@ impl Index {
     }
 
     /// The digests.
+    #[cfg(test)]
     pub fn digests(&self) -> &DigestTable {
         &self.digests
     }

@@ -1,8 +1,8 @@
 //! Questions that memory answers at once: heads, requests, digests, lists.
 
-use cluster_proto::ids::{ClientId, ObjectId, PgId, PoolId};
+use cluster_proto::ids::{ClientId, ObjectId, PoolId};
 use cluster_proto::shard::{Allocation, Buckets, Digests, ObjectHead, RequestState, ShardIndex, Space};
-use cluster_proto::{SECTOR, SectorRange};
+use cluster_proto::{PgScope, SECTOR, SectorRange};
 
 use crate::store::Store;
 
@@ -38,24 +38,24 @@ impl ShardIndex for Store {
         self.index.set_pool(pool, pg_count);
     }
 
-    fn digests(&self, pg: PgId) -> Digests {
-        self.index.digests().of(pg)
+    fn digests(&self, scope: PgScope) -> Digests {
+        self.index.digests_of(scope)
     }
 
-    fn list(&self, pg: PgId, buckets: &Buckets) -> Vec<ObjectHead> {
-        self.index.list(pg, buckets)
+    fn list(&self, scope: PgScope, buckets: &Buckets) -> Vec<ObjectHead> {
+        self.index.list(scope, buckets)
     }
 
-    fn tombstones(&self, pg: PgId) -> Vec<ObjectHead> {
-        self.index.tombstones(pg)
+    fn tombstones(&self, scope: PgScope) -> Vec<ObjectHead> {
+        self.index.tombstones(scope)
     }
 
-    fn staged(&self, pg: PgId) -> Vec<ObjectHead> {
-        self.index.staged(pg)
+    fn staged(&self, scope: PgScope) -> Vec<ObjectHead> {
+        self.index.staged(scope)
     }
 
-    fn parts(&self, pg: PgId) -> u32 {
-        self.index.digests().parts(pg)
+    fn parts(&self, scope: PgScope) -> u32 {
+        self.index.parts(scope)
     }
 
     fn space(&self) -> Space {

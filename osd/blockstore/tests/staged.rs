@@ -10,7 +10,7 @@ use cluster_proto::shard::{
     Allocation, AppliedRequest, Buckets, ObjectContent, ObjectHead, Origin, RequestState, ShardIndex, ShardOp,
     ShardOutcome,
 };
-use cluster_proto::{SectorRange, Status, Version};
+use cluster_proto::{PgScope, SectorRange, Status, Version};
 use support::device::Fate;
 use support::driver::{Driver, formatted};
 use support::model::{filled, object, stage, word, write};
@@ -455,8 +455,8 @@ fn parts_of_one_object_are_strangers_that_share_a_pg() {
         let known = [0, 3, 31].map(|seq| d.store.request(ClientId(4), seq));
         let applied = RequestState::Applied(Version(1));
         assert_eq!(known, [applied, applied, RequestState::Unknown]);
-        let pg = part(0).pg(support::model::PG_COUNT);
-        assert_eq!(d.store.list(pg, &Buckets::ALL), heads);
+        let count = support::model::PG_COUNT;
+        assert_eq!(d.store.list(PgScope { pg: part(0).pg(count), count }, &Buckets::ALL), heads);
         let read = d.call(ShardOp::Read { object: part(3), sectors: range(3, 1) });
         assert!(matches!(read, ShardOutcome::Read { data, .. } if data == filled([word(Version(1), 3)].into_iter())));
         d = reopened(&d);
@@ -478,7 +478,8 @@ fn a_drop_leaves_nothing_behind() {
     }
     for _ in 0..2 {
         assert_eq!(d.store.space().objects, 0);
-        let pgs = (0..support::model::PG_COUNT).map(|index| PgId { pool: PoolId(1), index });
+        let count = support::model::PG_COUNT;
+        let pgs = (0..count).map(|index| PgScope { pg: PgId { pool: PoolId(1), index }, count });
         assert!(pgs.into_iter().all(|pg| d.store.digests(pg) == [0; 256] && d.store.tombstones(pg).is_empty()));
         d.rest();
         assert_eq!(d.store.space().used, 0);

@@ -79,6 +79,7 @@ pub(crate) struct ClientOp {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "slots are made for clients' requests, which are the most")]
 pub(crate) enum Kind {
     /// A client's request.
     Client(ClientOp),

@@ -117,6 +117,8 @@ pub struct Osd {
     pub(crate) free_bytes: BTreeMap<OsdId, u64>,
     /// Queries of primaries whose map is ahead of ours.
     pub(crate) early_queries: BTreeMap<PgId, HeldQuery>,
+    /// PGs that wait for a change of our store that was begun for another PG, of which they were a part.
+    pub(crate) inherited: BTreeMap<OpId, Vec<PgId>>,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) stats: OsdStats,
     /// The present time, for measurements. Microseconds.
@@ -159,6 +161,7 @@ impl Osd {
             ready: VecDeque::new(),
             free_bytes: BTreeMap::new(),
             early_queries: BTreeMap::new(),
+            inherited: BTreeMap::new(),
             outputs: VecDeque::new(),
             registered: 0,
             recovery: RecoveryPace::default(),
@@ -202,7 +205,10 @@ impl Osd {
                 if let Some(config) = self.map.pools.get(&pool) {
                     shard.set_pool(pool, config.pg_count);
                 }
-                let of_pool: Vec<_> = self.map.pgs.keys().filter(|pg| pg.pool == pool).copied().collect();
+                let mut of_pool: Vec<_> = self.map.pgs.keys().filter(|pg| pg.pool == pool).copied().collect();
+                if !self.map.pools.contains_key(&pool) {
+                    of_pool.extend(self.pgs.keys().filter(|pg| pg.pool == pool));
+                }
                 for pg in of_pool {
                     self.pg_update(now, shard, pg);
                 }
@@ -284,6 +290,9 @@ impl Osd {
         self.handle_outcome(now, shard, id, own, outcome);
         if was_mutation {
             self.local_mutation_ended(now, shard, pg);
+            for part in self.inherited.remove(&id).unwrap_or_default() {
+                self.local_mutation_ended(now, shard, part);
+            }
         }
         self.start_ready(shard);
     }
@@ -665,7 +674,9 @@ impl Osd {
         assert_eq!(clients, self.held.len(), "every client request is held once");
         for (pg, state) in &self.pgs {
             let mutations = self.ops.ids().filter(|(_, op)| op.pg == *pg && op.local == Local::Mutation).count();
-            assert_eq!(mutations as u32, state.local_mutations, "pg {pg}: local changes are counted");
+            let inherited = self.inherited.values().flatten().filter(|part| *part == pg).count();
+            assert_eq!((mutations + inherited) as u32, state.local_mutations, "pg {pg}: local changes are counted");
+            assert!(!self.overlaps(state.scope()), "pg {pg}: an object is in one PG");
         }
         true
     }

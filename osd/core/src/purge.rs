@@ -21,16 +21,17 @@ impl Osd {
     /// The map, or the activation record, of a PG has changed.
     pub(crate) fn note_leftovers(&mut self, shard: &dyn ShardIndex, id: PgId) {
         let known_pool = self.map.pools.contains_key(&id.pool);
+        let Some(scope) = self.map.scope(id) else { return };
         let leads = self.pgs.get(&id).is_some_and(|pg| pg.is_writable() && pg.missing.is_empty());
         if known_pool && leads && self.is_complete(id) {
             // A delete that is under way may be here and not yet on all members: it is collected when it is.
             let under_way = |object: &ObjectId| self.pgs.get(&id).is_none_or(|pg| pg.locks.is_held(&object.whole()));
-            let tombstones: Vec<_> = shard.tombstones(id).into_iter().filter(|t| !under_way(&t.object)).collect();
+            let tombstones: Vec<_> = shard.tombstones(scope).into_iter().filter(|t| !under_way(&t.object)).collect();
             for tombstone in tombstones {
                 self.collect(shard, id, tombstone.object.whole(), tombstone.version);
             }
         }
-        if known_pool && self.is_complete(id) && shard.digests(id) != [0; 256] {
+        if known_pool && self.is_complete(id) && shard.digests(scope) != [0; 256] {
             self.purge.pgs.insert(id);
         }
     }
@@ -49,7 +50,9 @@ impl Osd {
     fn is_leftover(&self, id: PgId, head: &ObjectHead) -> bool {
         let coded = self.pgs.get(&id).is_some_and(|pg| pg.is_coded());
         let serves = self.map.pgs.get(&id).and_then(|map| map.shard_of(self.options.id));
-        serves.is_none_or(|part| coded && part != usize::from(head.object.part))
+        // While a PG is split, perhaps another one's that we do serve.
+        let is_in = self.map.pg_of(&head.object) == Some(id);
+        is_in && serves.is_none_or(|part| coded && part != usize::from(head.object.part))
     }
 
     /// Removes some leftovers.
@@ -59,7 +62,8 @@ impl Osd {
         if busy {
             return;
         }
-        let heads = if self.is_complete(id) { shard.list(id, &Buckets::ALL) } else { Vec::new() };
+        let scope = self.map.scope(id).filter(|_| self.is_complete(id));
+        let heads = scope.map_or_else(Vec::new, |scope| shard.list(scope, &Buckets::ALL));
         let leftovers: Vec<_> = heads.into_iter().filter(|head| self.is_leftover(id, head)).take(AT_ONCE).collect();
         if leftovers.is_empty() {
             self.purge.pgs.remove(&id);

@@ -7,8 +7,10 @@
 //! known by (client, number) as long as it is held, so that a copy that arrives on a new connection is answered as
 //! well.
 
+use std::collections::VecDeque;
+
 use cluster_proto::ids::{ClientId, ObjectId};
-use cluster_proto::layout::SectorRange;
+use cluster_proto::layout::{PgScope, SectorRange};
 use cluster_proto::limits::{CLIENT_WINDOW, OSD_REQUEST_BYTES_MAX, OSD_REQUESTS_MAX};
 use cluster_proto::link::{LinkId, Millis};
 use cluster_proto::locks::{Access, Hold};
@@ -101,6 +103,8 @@ impl Osd {
     }
 
     /// Whether the request is ours to serve and keeps the rules.
+    ///
+    /// While a PG is split, clients hear of it sooner or later than we do: who knows another interval than we is to try again.
     fn judge(&self, pg: PgId, request: &Request) -> Result<(), Status> {
         let pool = self.map.pools.get(&pg.pool).ok_or(Status::Retry)?;
         let state = self.pgs.get(&pg).filter(|state| state.is_primary()).ok_or(Status::Retry)?;
@@ -108,8 +112,8 @@ impl Osd {
             return Err(Status::Retry);
         }
         let by_object = !matches!(request.op, RequestOp::Sync);
-        if by_object && request.object.pg(pool.pg_count) != pg {
-            return Err(Status::Invalid);
+        if by_object && !state.scope().contains(&request.object) {
+            return Err(if request.epoch == state.epoch() { Status::Invalid } else { Status::Retry });
         }
         let whole = matches!(request.op, RequestOp::Delete);
         if !whole && request.op.sectors().is_some_and(|sectors| !sectors.is_valid(pool.object_size())) {
@@ -401,6 +405,25 @@ impl Osd {
                 missing.waiting.clear();
                 missing.running = None;
             }
+        }
+    }
+
+    /// Of the requests that wait for a PG, those whose objects are another one's from now on are to be sent there; so are those for
+    /// all of its objects.
+    pub(crate) fn send_away(&mut self, pg: PgId, scope: PgScope) {
+        let Some(state) = self.pgs.get_mut(&pg) else { return };
+        let (mut stay, mut go) = (VecDeque::new(), Vec::new());
+        for id in std::mem::take(&mut state.waiting) {
+            let op = self.ops.client_mut(id).map(|op| &op.request);
+            let stays = op.is_some_and(|op| !matches!(op.op, RequestOp::Sync) && scope.contains(&op.object));
+            if stays { stay.push_back(id) } else { go.push(id) }
+        }
+        state.waiting = stay;
+        for id in go {
+            let Some(op) = self.ops.client_mut(id) else { continue };
+            let (links, seq) = (std::mem::take(&mut op.links), op.request.seq);
+            self.reply(&links, Reply::status(seq, Status::Retry));
+            self.forget(id);
         }
     }
 

@@ -192,6 +192,12 @@ impl PgScrubs {
         }
     }
 
+    /// The PG is split: what is under way begins anew in each part. They were scrubbed when the whole was.
+    pub fn split_off(&mut self) -> Self {
+        self.run = None;
+        Self { since: self.since, done: PgScrub { served: None, ..self.done }, ..Self::default() }
+    }
+
     /// Somebody else leads the PG now.
     pub fn lost(&mut self) {
         let changes = self.changes;
@@ -297,7 +303,8 @@ impl Osd {
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         let query = pg.query_message();
         let (own, acting, changes) = (pg.own(), pg.acting(), pg.scrubs.changes);
-        let is_void = !pg.holds_own_only(own, shard.parts(id));
+        let scope = pg.scope();
+        let is_void = !pg.holds_own_only(own, shard.parts(scope));
         let is_quiet = pg.local_mutations == 0 && pg.commits.is_empty();
         let Some(run) = &mut pg.scrubs.run else { return };
         let is_wanted = !run.compared && run.comparison.is_none() && run.compare_at <= now;
@@ -305,7 +312,7 @@ impl Osd {
             return;
         }
         let others: Vec<_> = bits(acting & !(1 << own)).map(|peer| pg.peers()[peer]).collect();
-        let digests = Box::new(shard.digests(id));
+        let digests = Box::new(shard.digests(scope));
         let Some(run) = self.pgs.get_mut(&id).and_then(|pg| pg.scrubs.run.as_mut()) else { return };
         if others.is_empty() {
             run.compared = true;
@@ -391,14 +398,15 @@ impl Osd {
     /// The next object to verify. Buckets without objects are passed over.
     fn next_object(&mut self, shard: &dyn ShardIndex, id: PgId) -> Option<ObjectId> {
         let pg = self.pgs.get_mut(&id)?;
+        let scope = pg.scope();
         let run = pg.scrubs.run.as_mut()?;
-        let digests = shard.digests(id);
+        let digests = shard.digests(scope);
         while run.objects.is_empty() {
             let bucket = (run.bucket..DIGEST_BUCKETS).find(|bucket| digests[*bucket] != 0);
             run.bucket = bucket.map_or(DIGEST_BUCKETS, |bucket| bucket + 1);
             let mut buckets = Buckets::default();
             buckets.insert(bucket?);
-            let heads = shard.list(id, &buckets);
+            let heads = shard.list(scope, &buckets);
             run.objects = heads.iter().filter(|head| !head.deleted).map(|head| head.object.whole()).collect();
         }
         run.objects.front().copied()

@@ -14,7 +14,7 @@ use cluster_proto::map::Member;
 use cluster_proto::shard::{Buckets, ShardIndex, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{Deposed, Message, PeerInfo, PeerList, PeerObjects, PeerQuery, SubReply, SubRequest};
-use cluster_proto::{PgId, limits};
+use cluster_proto::{PgId, PgScope, limits};
 
 use crate::latency::OpClass;
 use crate::op::{Kind, Local, Op, OpId};
@@ -135,23 +135,23 @@ impl Osd {
 
     /// Answers the round's query once nothing of the PG is under way in our store: the digests must show all of it.
     pub(crate) fn answer_query(&mut self, now: Millis, shard: &mut dyn ShardIndex, pg_id: PgId) {
-        let Some(held) = self.pgs.get_mut(&pg_id).and_then(|pg| pg.take_drained_query()) else { return };
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
+        let scope = pg.scope();
+        let Some(held) = pg.take_drained_query() else { return };
         let lease_ms = self.lease_left(now, pg_id, held.from) as u32;
-        let digests = Box::new(shard.digests(pg_id));
+        let digests = Box::new(shard.digests(scope));
         let space = shard.space();
         let free_bytes = space.total.saturating_sub(space.used);
         self.links.grant(held.link, now);
-        let info = PeerInfo { query: held.query, digests, free_bytes, lease_ms, parts: shard.parts(pg_id) };
+        let info = PeerInfo { query: held.query, digests, free_bytes, lease_ms, parts: shard.parts(scope) };
         self.send(held.link, Message::PeerInfo(info));
     }
 
     pub(crate) fn handle_list(&mut self, shard: &mut dyn ShardIndex, link: LinkId, list: &PeerList) {
         let query = list.query;
-        let accepted = self.pgs.get(&query.pg).is_some_and(|pg| pg.accepts(link, query.epoch, query.round));
-        if !accepted {
-            return;
-        }
-        for objects in heads_in_messages(shard, query, &list.buckets) {
+        let accepted = self.pgs.get(&query.pg).filter(|pg| pg.accepts(link, query.epoch, query.round));
+        let Some(scope) = accepted.map(|pg| pg.scope()) else { return };
+        for objects in heads_in_messages(shard, scope, query, &list.buckets) {
             self.send(link, Message::PeerObjects(objects));
         }
     }
@@ -202,8 +202,8 @@ impl Osd {
     }
 }
 
-fn heads_in_messages(shard: &dyn ShardIndex, query: PeerQuery, buckets: &Buckets) -> Vec<PeerObjects> {
-    let heads = shard.list(query.pg, buckets);
+fn heads_in_messages(shard: &dyn ShardIndex, scope: PgScope, query: PeerQuery, buckets: &Buckets) -> Vec<PeerObjects> {
+    let heads = shard.list(scope, buckets);
     let count = heads.len().div_ceil(limits::WIRE_HEADS_MAX).max(1);
     (0..count)
         .map(|i| {

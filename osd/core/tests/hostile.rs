@@ -6,7 +6,7 @@ use cluster_proto::link::{Identity, LinkId, Outgoing};
 use cluster_proto::map::{Member, OsdState, PgMap, PoolConfig, keys};
 use cluster_proto::shard::{Allocation, Buckets, Digests, ObjectHead, RequestState, ShardIndex, Space};
 use cluster_proto::wire::{Message, Nonce, PeerInfo, PeerObjects, PeerQuery, Role};
-use cluster_proto::{ClientId, SectorRange, Uuid};
+use cluster_proto::{ClientId, PgScope, SectorRange, Uuid};
 use osd_core::{Osd, OsdOptions, Output};
 
 const CLUSTER: Uuid = Uuid::from_u128(7);
@@ -26,19 +26,19 @@ impl ShardIndex for Empty {
         Vec::new()
     }
     fn set_pool(&mut self, _: PoolId, _: u32) {}
-    fn digests(&self, _: PgId) -> Digests {
+    fn digests(&self, _: PgScope) -> Digests {
         [0; 256]
     }
-    fn list(&self, _: PgId, _: &Buckets) -> Vec<ObjectHead> {
+    fn list(&self, _: PgScope, _: &Buckets) -> Vec<ObjectHead> {
         Vec::new()
     }
-    fn tombstones(&self, _: PgId) -> Vec<ObjectHead> {
+    fn tombstones(&self, _: PgScope) -> Vec<ObjectHead> {
         Vec::new()
     }
-    fn staged(&self, _: PgId) -> Vec<ObjectHead> {
+    fn staged(&self, _: PgScope) -> Vec<ObjectHead> {
         Vec::new()
     }
-    fn parts(&self, _: PgId) -> u32 {
+    fn parts(&self, _: PgScope) -> u32 {
         0
     }
     fn space(&self) -> Space {
@@ -121,6 +121,7 @@ fn listing(osd: &mut Osd) -> (LinkId, PeerQuery) {
         target: vec![OsdId(1), OsdId(2)],
         dead: Vec::new(),
         unfenced: Vec::new(),
+        pg_count: None,
     };
     let state = OsdState { address: "127.0.0.1:1".parse().unwrap(), incarnation: run_of(2), started: 0 };
     let pool = PoolConfig { pg_count: 1, ..PoolConfig::replicated("p", 2) };

@@ -102,8 +102,15 @@ mod tests {
 
     async fn put_map(state: &EmbeddedStore, epoch: u32) {
         let (acting, target) = (record(epoch).acting, vec![OsdId(1)]);
-        let map =
-            PgMap { epoch: Epoch(epoch), primary: OsdId(1), acting, target, dead: Vec::new(), unfenced: Vec::new() };
+        let map = PgMap {
+            epoch: Epoch(epoch),
+            primary: OsdId(1),
+            acting,
+            target,
+            dead: Vec::new(),
+            unfenced: Vec::new(),
+            pg_count: None,
+        };
         let value = serde_json::to_vec(&map).expect("JSON");
         state.txn(Txn::new().put(keys::pg_map(PG), value)).await.expect("memory");
     }

@@ -164,6 +164,7 @@ impl Cluster {
             target: target.iter().map(|&id| OsdId(id)).collect(),
             dead: self.dead.iter().rev().take(DEAD_MAX).copied().collect(),
             unfenced: Vec::new(),
+            pg_count: None,
         };
         self.runs = runs;
         let value = serde_json::to_vec(&map).expect("JSON");

@@ -92,6 +92,13 @@ impl Control {
         self.put(&keys::osd_config(osd), json(&OsdConfig::new(weight)));
     }
 
+    /// How many PGs the pool shall have.
+    pub fn set_pg_count(&mut self, pg_count: u32) {
+        self.mirror();
+        let config = PoolConfig { pg_count, ..self.map.pools[&PoolId(1)].clone() };
+        self.put(&keys::pool(PoolId(1)), json(&config));
+    }
+
     /// Whether the pool can be placed without an OSD.
     pub fn is_spare(&mut self, osd: OsdId) -> bool {
         self.mirror();
@@ -114,7 +121,9 @@ impl Control {
         let words = |change: &mon_core::PgChange| {
             let acting: Vec<u32> = change.map.acting.iter().map(|m| m.map_or(0, |m| m.osd.0)).collect();
             let PgMap { epoch, primary, target, .. } = &change.map;
-            format!("pg {} epoch {epoch}: {acting:?} led by {primary}, target {target:?}", change.pg)
+            let parts: Vec<u32> = change.parts().iter().map(|part| part.index).collect();
+            let split = if parts.is_empty() { String::new() } else { format!(", split off {parts:?}") };
+            format!("pg {} epoch {epoch}: {acting:?} led by {primary}, target {target:?}{split}", change.pg)
         };
         plan.changes.iter().map(words).collect()
     }
@@ -126,7 +135,8 @@ impl Control {
             let record = self.map.activations.get(pg).filter(|record| record.epoch == map.epoch);
             record.is_some_and(|record| map.target.iter().all(|osd| record.complete.contains(osd)))
         };
-        self.map.pgs.iter().all(clean)
+        let wished = self.map.pools.values().map(|pool| pool.pg_count).sum::<u32>();
+        self.map.pgs.len() == wished as usize && self.map.pgs.iter().all(clean)
     }
 
     /// The pool, in words.

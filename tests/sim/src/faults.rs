@@ -27,6 +27,8 @@ pub struct FaultPlan {
     pub hangs: bool,
     /// The weights of OSDs change, so that PGs move.
     pub moves: bool,
+    /// The pool gets more PGs.
+    pub splits: bool,
 }
 
 impl FaultPlan {
@@ -43,6 +45,7 @@ impl FaultPlan {
             clients: rng.one_in(2),
             hangs: rng.one_in(2),
             moves: rng.one_in(2),
+            splits: rng.one_in(2),
         }
     }
 }
@@ -50,7 +53,7 @@ impl FaultPlan {
 /// Lets one thing go wrong.
 pub fn strike(world: &mut World) {
     let plan = world.faults;
-    match world.rng.below(17) {
+    match world.rng.below(19) {
         0..=2 if plan.crashes => crash_one(world),
         3 if plan.crashes => crash_all(world),
         4 | 5 if plan.network => cut(world),
@@ -83,6 +86,7 @@ pub fn strike(world: &mut World) {
         }
         14 | 15 if plan.moves => reweight(world),
         16 => world.request_scrub(),
+        17 | 18 if plan.splits => world.split_pool(),
         _ => {}
     }
 }

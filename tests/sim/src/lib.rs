@@ -15,5 +15,6 @@ pub mod nodes;
 pub mod rng;
 mod scrubs;
 mod state;
+pub mod watch;
 pub mod workload;
 pub mod world;

@@ -34,14 +34,14 @@ fn main() -> ExitCode {
     let begin = Instant::now();
     let next = AtomicU64::new(arguments.seeds.start);
     let threads = if arguments.trace { 1 } else { arguments.threads.max(1) };
-    let results: Vec<[u64; 8]> = std::thread::scope(|scope| {
+    let results: Vec<[u64; 9]> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| work(&next, &arguments))).collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or([0, 1, 0, 0, 0, 0, 0, 0])).collect()
+        workers.into_iter().map(|worker| worker.join().unwrap_or([0, 1, 0, 0, 0, 0, 0, 0, 0])).collect()
     });
     let sum = |i: usize| results.iter().map(|r| r[i]).sum::<u64>();
     println!(
         "{} seeds in {:.1} s: {} operations answered, {} OSD crashes, {} objects recovered, {} sectors repaired, {} objects \
-         scrubbed, {} damaged sectors found by that",
+         scrubbed, {} damaged sectors found by that, {} times more PGs",
         sum(0),
         begin.elapsed().as_secs_f64(),
         sum(2),
@@ -50,14 +50,15 @@ fn main() -> ExitCode {
         sum(5),
         sum(6),
         sum(7),
+        sum(8),
     );
     println!("{} passed, {} failed", sum(0) - sum(1), sum(1));
     if sum(1) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs seeds until none is left. Counts seeds, failures, answers, crashes, recoveries, repairs, scrubs, what they found.
-fn work(next: &AtomicU64, arguments: &Arguments) -> [u64; 8] {
-    let mut counts = [0; 8];
+/// Runs seeds until none is left. Counts seeds, failures, answers, crashes, recoveries, repairs, scrubs, what they found, splits.
+fn work(next: &AtomicU64, arguments: &Arguments) -> [u64; 9] {
+    let mut counts = [0; 9];
     loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
         if seed >= arguments.seeds.end {
@@ -74,6 +75,7 @@ fn work(next: &AtomicU64, arguments: &Arguments) -> [u64; 8] {
                     report.repaired,
                     report.scrubbed,
                     report.scrub_errors,
+                    report.splits,
                 ];
                 counts[2..].iter_mut().zip(found).for_each(|(sum, n)| *sum += n);
             }

@@ -14,6 +14,7 @@ use crate::control::CLUSTER;
 use crate::disk::Disk;
 use crate::net::{Micros, NodeId};
 use crate::rng::Rng;
+use crate::watch::Watching;
 
 /// What counts as slow: so little that the log of it is written all the time. Milliseconds.
 const SLOW_MS: u64 = 50;
@@ -48,8 +49,8 @@ pub struct OsdRun {
     pub core: Option<Osd>,
     /// This run.
     pub incarnation: Incarnation,
-    /// Changes of the state that the core was told.
-    pub told: usize,
+    /// What the core was told of the state.
+    pub told: Watching,
     /// Whom it cannot reach, as it last said.
     pub suspects: Vec<Member>,
     /// Device operations under way.
@@ -88,7 +89,7 @@ impl OsdNode {
             store: Store::open(config, self.disk.bytes()),
             core: None,
             incarnation: Incarnation((rng.bits() >> 1) | 1),
-            told: 0,
+            told: Watching::default(),
             suspects: Vec::new(),
             device_ops: 0,
         });
@@ -125,8 +126,8 @@ pub struct ClientNode {
     pub core: Client,
     /// The image it works on.
     pub image: ImageId,
-    /// Changes of the state that the core was told.
-    pub told: usize,
+    /// What the core was told of the state.
+    pub told: Watching,
     /// Operations without an answer.
     pub pending: BTreeSet<u64>,
     /// Operations it will still start.
@@ -148,6 +149,7 @@ impl ClientNode {
         let mut core = Client::new(ClientOptions { id, cluster: CLUSTER, credentials });
         let layer = LayerRef { pool: PoolId(1), lineage: LayerId(1), layer: LayerId(1) };
         let image = core.open(ImageOptions { layer, size, block_size, read_only: false });
-        Self { node, life, core, image, told: 0, pending: BTreeSet::new(), to_do, wake: 0 }
+        let told = Watching::default();
+        Self { node, life, core, image, told, pending: BTreeSet::new(), to_do, wake: 0 }
     }
 }

@@ -4,7 +4,7 @@ use blockstore::{DeviceOp, DeviceResult};
 use buffer::BufferMut;
 use cluster_proto::map::{ClusterSettings, PgScrub, ScrubRequest, keys};
 use cluster_proto::shard::{Buckets, ShardIndex, ShardOp, ShardOutcome};
-use cluster_proto::{ObjectId, PgId, PoolId};
+use cluster_proto::{ObjectId, PgId, PgScope, PoolId};
 
 use crate::control::json;
 use crate::net::Micros;
@@ -84,9 +84,10 @@ impl World {
 
     /// Reads everything that an OSD has to hold from its disk.
     fn check_disk(&mut self, osd: usize) -> Result<(), String> {
+        let count = self.pg_count;
         for pg in self.pg_ids().filter(|pg| self.is_member(&self.osds[osd], *pg)).collect::<Vec<_>>() {
             let run = self.osds[osd].run.as_ref();
-            let heads = run.map(|run| run.store.list(pg, &Buckets::ALL)).unwrap_or_default();
+            let heads = run.map(|run| run.store.list(PgScope { pg, count }, &Buckets::ALL)).unwrap_or_default();
             for head in heads.iter().filter(|head| !head.deleted) {
                 match self.fetch_now(osd, head.object) {
                     Some(ShardOutcome::Fetched { version, .. }) if version == head.version => {}

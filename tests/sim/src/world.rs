@@ -13,7 +13,7 @@ use cluster_proto::link::LinkId;
 use cluster_proto::map::{Activation, Member, OsdStats, PoolConfig, Scheme};
 use cluster_proto::shard::ShardIndex;
 use cluster_proto::wire::{Message, Nonce, Session};
-use cluster_proto::{Epoch, Incarnation, OsdId, PgId, PoolId};
+use cluster_proto::{Epoch, Incarnation, OsdId, PgId, PgScope, PoolId};
 use mon_core::liveness::Probe;
 use osd_core::Output as OsdOutput;
 
@@ -28,6 +28,8 @@ use crate::workload::{self, Kind, Record, Shape};
 const CLIENT_BASE: u32 = 1000;
 /// Simulated time after the faults in which everything must come to rest.
 const REST_LIMIT: Micros = 120_000_000;
+/// PGs that the pool may come to have.
+const PGS_MAX: u32 = 48;
 /// Lines of the trace that a failure shows.
 const TRACE_LINES: usize = 60;
 
@@ -94,6 +96,8 @@ pub struct Report {
     pub scrubbed: u64,
     /// Damaged sectors that scrubs found.
     pub scrub_errors: u64,
+    /// Times that the pool got more PGs.
+    pub splits: u64,
 }
 
 /// Everything there is.
@@ -122,7 +126,9 @@ pub struct World {
     tickets: u64,
     records: Vec<Record>,
     shape: Shape,
+    /// PGs that the pool shall have.
     pub(crate) pg_count: u32,
+    splits: u64,
     rot_target: usize,
     calm: bool,
     answered: u64,
@@ -192,6 +198,7 @@ impl World {
             records: Vec::new(),
             shape,
             pg_count,
+            splits: 0,
             rot_target: rng.below(u64::from(osd_count)) as usize,
             calm: false,
             answered: 0,
@@ -255,6 +262,7 @@ impl World {
             recovered: self.recovered,
             scrubbed: self.scrubbed,
             scrub_errors: self.scrub_errors,
+            splits: self.splits,
         })
     }
 
@@ -559,22 +567,29 @@ impl World {
         let now = self.clock_of(node);
         if let Some(client) = self.client_index(node) {
             let target = &mut self.clients[client];
-            let (changes, told) = self.control.changes_after(target.told);
-            target.told = told;
+            let (changes, more) = target.told.hear(&self.control, &mut self.rng);
             for (key, value) in changes {
-                target.core.handle_map(now, key, value.as_deref()).expect("only valid values are written");
+                target.core.handle_map(now, &key, value.as_deref()).expect("only valid values are written");
             }
+            self.hear_more(node, life, more);
             return self.pump_client(client);
         }
         let osd = node.0 as usize - 1;
         let Some(run) = &mut self.osds[osd].run else { return };
         let Some(core) = &mut run.core else { return };
-        let (changes, told) = self.control.changes_after(run.told);
-        run.told = told;
+        let (changes, more) = run.told.hear(&self.control, &mut self.rng);
         for (key, value) in changes {
-            core.handle_map(now, &mut run.store, key, value.as_deref()).expect("only valid values are written");
+            core.handle_map(now, &mut run.store, &key, value.as_deref()).expect("only valid values are written");
         }
+        self.hear_more(node, life, more);
         self.pump_osd(osd);
+    }
+
+    fn hear_more(&mut self, node: NodeId, life: u32, more: bool) {
+        if more {
+            let delay = self.rng.range(10, 50_000);
+            self.after(delay, Event::State { node, life });
+        }
     }
 
     fn activated(&mut self, osd: usize, life: u32, pg: PgId, epoch: Epoch, ok: bool) {
@@ -896,7 +911,9 @@ impl World {
         (0..self.pg_count).all(|index| {
             let pg = PgId { pool: PoolId(1), index };
             let members: Vec<_> = self.osds.iter().filter(|osd| self.is_member(osd, pg)).collect();
-            let digests: Vec<_> = members.iter().filter_map(|m| m.run.as_ref()).map(|r| r.store.digests(pg)).collect();
+            let scope = PgScope { pg, count: self.pg_count };
+            let runs = members.iter().filter_map(|member| member.run.as_ref());
+            let digests: Vec<_> = runs.map(|run| run.store.digests(scope)).collect();
             digests.windows(2).all(|pair| pair[0] == pair[1]) && digests.len() == members.len()
         })
     }
@@ -904,6 +921,18 @@ impl World {
     pub(crate) fn is_member(&self, osd: &OsdNode, pg: PgId) -> bool {
         let pgs = osd.run.iter().flat_map(|run| &run.core).flat_map(|core| core.pg_summaries());
         pgs.into_iter().any(|summary| summary.pg == pg && summary.acting)
+    }
+
+    /// The pool gets more PGs.
+    pub fn split_pool(&mut self) {
+        let wished = self.pg_count * [2, 2, 3, 4][self.rng.below(4) as usize];
+        if wished <= PGS_MAX {
+            self.note(|| format!("the pool shall have {wished} PGs"));
+            self.pg_count = wished;
+            self.splits += 1;
+            self.control.set_pg_count(wished);
+            self.state_changed();
+        }
     }
 
     fn count(&mut self, stats: &OsdStats) {

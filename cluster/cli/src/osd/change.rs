@@ -277,6 +277,7 @@ mod tests {
                 target,
                 dead: Vec::new(),
                 unfenced: Vec::new(),
+                pg_count: None,
             };
             map.pgs.insert(pg(index), present);
         };

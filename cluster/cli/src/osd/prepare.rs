@@ -167,6 +167,7 @@ mod tests {
                 target: vec![OsdId(4)],
                 dead: Vec::new(),
                 unfenced: Vec::new(),
+                pg_count: None,
             },
         );
         assert_eq!(next_free(&map, 0), OsdId(5));

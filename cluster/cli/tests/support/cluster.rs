@@ -74,6 +74,7 @@ impl Cluster {
                 target: target.clone(),
                 dead: Vec::new(),
                 unfenced: Vec::new(),
+                pg_count: Some(2),
             };
             self.put(keys::pg_map(pg), &map);
             self.put(keys::pg_activation(pg), &Activation { epoch: Epoch(1), acting, complete, min_size: 2 });

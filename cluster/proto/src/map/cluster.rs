@@ -12,7 +12,8 @@ use super::{
     Activation, ClusterSettings, Interval, OsdConfig, OsdState, PgMap, PgScrub, PlacementTree, PoolConfig,
     ScrubRequest, Suspicion,
 };
-use crate::ids::{OsdId, PgId, PoolId};
+use crate::ids::{ObjectId, OsdId, PgId, PoolId};
+use crate::layout::PgScope;
 
 /// A value or key that breaks the schema.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -237,6 +238,33 @@ impl ClusterMap {
         Ok(MapChange::Pg(pg))
     }
 
+    /// Which objects are in a PG; none if that is not known.
+    pub fn scope(&self, pg: PgId) -> Option<PgScope> {
+        let count = self.pgs.get(&pg)?.pg_count.or_else(|| self.pools.get(&pg.pool).map(|pool| pool.pg_count))?;
+        Some(PgScope { pg, count })
+    }
+
+    /// The PG that holds an object; none if that is not known.
+    pub fn pg_of(&self, object: &ObjectId) -> Option<PgId> {
+        self.holder(object.pool, |count| object.pg(count))
+    }
+
+    /// The PG that holds, or will be split into, number `index` of the PGs that a pool shall have.
+    pub fn present_pg(&self, pool: PoolId, index: u32) -> Option<PgId> {
+        self.holder(pool, |count| PgId { pool, index: index % count })
+    }
+
+    /// Among as many PGs as there shall be first, then among fewer, as long as they are not split: the PG that says itself to be one of so many.
+    fn holder(&self, pool: PoolId, among: impl Fn(u32) -> PgId) -> Option<PgId> {
+        let wished = self.pools.get(&pool)?.pg_count;
+        let counts = (1..=wished).filter(|part| wished.is_multiple_of(*part)).map(|part| wished / part);
+        let is_one_of = |count| {
+            let pg = among(count);
+            self.scope(pg).is_some_and(|scope| scope.count == count).then_some(pg)
+        };
+        counts.into_iter().find_map(is_one_of)
+    }
+
     /// The pool of this name.
     pub fn pool_by_name(&self, name: &str) -> Option<(PoolId, &PoolConfig)> {
         self.pools.iter().find(|(_, pool)| pool.name == name).map(|(id, pool)| (*id, pool))
@@ -246,6 +274,7 @@ impl ClusterMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::LayerId;
 
     #[test]
     fn a_bad_value_leaves_the_old_one_in_force() {
@@ -300,6 +329,50 @@ mod tests {
         assert_eq!((map.tree.nodes.len(), map.settings.down_out_seconds), (2, 30));
         assert_eq!(map.apply(keys::TREE, None), Ok(MapChange::Tree));
         assert!(map.tree.nodes.is_empty());
+    }
+
+    #[test]
+    fn an_object_is_in_one_pg_while_some_are_split() {
+        let pool = PoolId(1);
+        let mut map = ClusterMap::default();
+        let layer = crate::layout::LayerRef { pool, lineage: LayerId(3), layer: LayerId(3) };
+        let holders = |map: &ClusterMap| -> Vec<_> {
+            let found = (0..64).map(|index| map.pg_of(&layer.object(index)));
+            found.map(|pg| pg.map(|pg| pg.index)).collect()
+        };
+        let mut put = |map: &mut ClusterMap, index: u32, count: Option<u32>| {
+            let count = count.map_or(String::new(), |count| format!(r#","pg-count":{count}"#));
+            let value =
+                format!(r#"{{"epoch":1,"primary":1,"acting":[{{"osd":1,"incarnation":1}}],"target":[1]{count}}}"#);
+            map.apply(&keys::pg_map(PgId { pool, index }), Some(value.as_bytes())).unwrap();
+        };
+        map.pools.insert(pool, PoolConfig { pg_count: 4, ..PoolConfig::replicated("default", 3) });
+        assert!(holders(&map).iter().all(Option::is_none));
+        (0..4).for_each(|index| put(&mut map, index, (index > 1).then_some(4)));
+        let before = holders(&map);
+        assert!(before.iter().zip(0..).all(|(pg, index)| *pg == Some(layer.object(index).pg(4).index)));
+        // Who hears of the split first, and of the configuration later, waits.
+        put(&mut map, 1, Some(12));
+        let early = holders(&map);
+        assert!(early.iter().zip(&before).all(|(now, before)| if *before == Some(1) {
+            now.is_none()
+        } else {
+            now == before
+        }));
+        [0, 2, 3].into_iter().for_each(|index| put(&mut map, index, Some(4)));
+        [5, 9].into_iter().for_each(|index| put(&mut map, index, Some(12)));
+        map.pools.get_mut(&pool).unwrap().pg_count = 12;
+        for (index, now) in (0..).zip(holders(&map)) {
+            let expected = if before[index as usize] == Some(1) {
+                layer.object(index).pg(12).index
+            } else {
+                before[index as usize].unwrap()
+            };
+            assert_eq!(now, Some(expected));
+        }
+        assert_eq!(map.present_pg(pool, 10).unwrap().index, 2);
+        assert_eq!(map.present_pg(pool, 9).unwrap().index, 9);
+        assert_eq!(map.scope(PgId { pool, index: 9 }).unwrap().count, 12);
     }
 
     #[test]

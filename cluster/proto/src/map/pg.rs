@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SchemaError;
 use crate::ids::{Epoch, Incarnation, OsdId};
-use crate::limits::SHARDS_MAX;
+use crate::limits::{PG_COUNT_MAX, SHARDS_MAX};
 
 /// A member of a PG's acting set: one run of an OSD. A restarted OSD is a new member, and the interval ends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -37,6 +37,10 @@ pub struct PgMap {
     /// before this map was written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unfenced: Vec<Member>,
+    /// Among so many PGs the pool's objects were shared out when this one got its own ([`crate::PgScope`]). The pool's
+    /// [`pg_count`](super::PoolConfig::pg_count) is what it shall become. None (in maps written by monitors that did not split PGs): that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pg_count: Option<u32>,
 }
 
 /// Runs that a [`PgMap`] may call dead.
@@ -70,6 +74,9 @@ impl PgMap {
                 format!("{name} lists {len} OSDs: give 1 to {SHARDS_MAX}")
             })?;
         }
+        SchemaError::check(self.pg_count.is_none_or(|count| (1..=PG_COUNT_MAX).contains(&count)), || {
+            format!("pg-count is {}: give 1 to {PG_COUNT_MAX}", self.pg_count.unwrap_or(0))
+        })?;
         for runs in [&self.dead, &self.unfenced] {
             SchemaError::check(runs.len() <= DEAD_MAX, || format!("more than {DEAD_MAX} earlier runs"))?;
         }

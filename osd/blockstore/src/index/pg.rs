@@ -2,9 +2,9 @@
 //! objects are found by arithmetic, because every layer has them at every `pg_count`-th index.
 
 use cluster_proto::ids::{PgId, PoolId};
-use cluster_proto::layout::mix;
+use cluster_proto::layout::{PgScope, mix};
 use cluster_proto::limits::DIGEST_BUCKETS;
-use cluster_proto::shard::{Buckets, ObjectHead, digest_bucket};
+use cluster_proto::shard::{Buckets, Digests, ObjectHead, digest_bucket, digest_hash};
 
 use super::{Index, Key, LayerUse, Place};
 
@@ -31,7 +31,7 @@ fn bucket_count(buckets: &Buckets) -> u64 {
 impl Index {
     /// See [`cluster_proto::shard::ShardIndex::set_pool`].
     pub fn set_pool(&mut self, pool: PoolId, pg_count: u32) {
-        if pg_count == 0 || self.digests.pg_count(pool) == Some(pg_count) {
+        if pg_count == 0 || self.digests.pg_count(pool).is_some_and(|kept| kept.is_multiple_of(pg_count)) {
             return;
         }
         let mut digests = std::mem::take(&mut self.digests);
@@ -53,12 +53,15 @@ impl Index {
     }
 
     /// Heads of a PG's objects in the given buckets, ascending.
-    pub fn list(&self, pg: PgId, buckets: &Buckets) -> Vec<ObjectHead> {
-        let Some(pg_count) = self.digests.pg_count(pg.pool).filter(|_| !buckets.is_empty()) else { return Vec::new() };
-        let mut heads = if self.walk_cost(pg, pg_count, buckets) < self.scan_cost(buckets) {
-            self.walk(pg, pg_count, buckets)
+    pub fn list(&self, scope: PgScope, buckets: &Buckets) -> Vec<ObjectHead> {
+        let PgScope { pg, count } = scope;
+        if self.digests.pg_count(pg.pool).is_none() || buckets.is_empty() {
+            return Vec::new();
+        }
+        let mut heads = if self.walk_cost(pg, count, buckets) < self.scan_cost(buckets) {
+            self.walk(pg, count, buckets)
         } else {
-            self.scan(pg, pg_count, buckets)
+            self.scan(pg, count, buckets)
         };
         heads.sort_unstable();
         heads
@@ -113,14 +116,46 @@ impl Index {
         heads
     }
 
+    /// Digests of a PG.
+    pub fn digests_of(&self, scope: PgScope) -> Digests {
+        if self.digests.is_kept(scope) {
+            return self.digests.of(scope);
+        }
+        // Only if somebody changed the pool's number of PGs to one that has nothing to do with what there is.
+        let mut digests = [0u64; DIGEST_BUCKETS];
+        for head in self.list(scope, &Buckets::ALL) {
+            let bucket = &mut digests[digest_bucket(&head.object)];
+            *bucket = bucket.wrapping_add(digest_hash(&head));
+        }
+        digests
+    }
+
+    /// Which parts of objects of a PG are here.
+    pub fn parts(&self, scope: PgScope) -> u32 {
+        match self.digests.is_kept(scope) {
+            true => self.digests.parts(scope),
+            false => self.list(scope, &Buckets::ALL).iter().fold(0, |mask, head| mask | 1 << head.object.part),
+        }
+    }
+
     /// Tombstones of a PG, ascending.
-    pub fn tombstones(&self, pg: PgId) -> Vec<ObjectHead> {
-        self.heads_of(self.digests.tombstones(pg))
+    pub fn tombstones(&self, scope: PgScope) -> Vec<ObjectHead> {
+        match self.digests.is_kept(scope) {
+            true => self.heads_of(self.digests.tombstones(scope)),
+            false => self.listed(scope, |head| head.deleted),
+        }
     }
 
     /// Objects of a PG whose newest change is staged, ascending.
-    pub fn staged(&self, pg: PgId) -> Vec<ObjectHead> {
-        self.heads_of(self.digests.staged(pg))
+    pub fn staged(&self, scope: PgScope) -> Vec<ObjectHead> {
+        match self.digests.is_kept(scope) {
+            true => self.heads_of(self.digests.staged(scope)),
+            false => self.listed(scope, |head| head.staged_over.is_some()),
+        }
+    }
+
+    fn listed(&self, scope: PgScope, is_wanted: fn(&ObjectHead) -> bool) -> Vec<ObjectHead> {
+        self.list(scope, &Buckets::ALL).into_iter().filter(is_wanted).collect()
     }
 
     fn heads_of(&self, keys: impl Iterator<Item = Key>) -> Vec<ObjectHead> {

@@ -4,6 +4,8 @@ use super::*;
 use crate::format::checkpoint::{Before, ContentReader};
 use crate::format::log::{Change, Kind};
 use cluster_proto::ids::{ClientId, LayerId, PgId, PoolId};
+use cluster_proto::layout::PgScope;
+use cluster_proto::limits::DIGEST_BUCKETS;
 use cluster_proto::shard::{Buckets, Origin};
 
 fn object(index: u32) -> ObjectId {
@@ -15,6 +17,43 @@ fn write(index: u32, version: u64, sectors: SectorRange, at: u64) -> Change {
     change.extents.push(Extent::new(sectors, at));
     change.crcs.extend((0..sectors.count).map(|i| (version as u32) << 16 | i));
     change
+}
+
+fn scope(index: u32, count: u32) -> PgScope {
+    PgScope { pg: PgId { pool: PoolId(1), index }, count }
+}
+
+#[test]
+fn what_is_kept_of_many_pgs_tells_of_fewer() {
+    let mut index = Index::new(4);
+    index.set_pool(PoolId(1), 3);
+    for i in 0..50 {
+        index.apply(&write(i, 5, SectorRange::new(0, 4), u64::from(i) * 4));
+    }
+    for i in 0..20 {
+        index.apply(&Change::new(Kind::Delete, object(i), Version(7), Origin::NONE, SectorRange::new(0, 0)));
+        index.apply(&stage(i + 20, 8, SectorRange::new(0, 1), 300 + u64::from(i)));
+    }
+    let told = |index: &Index, count| -> Vec<_> {
+        let of = |scope| (index.digests_of(scope), index.tombstones(scope), index.staged(scope), index.parts(scope));
+        (0..count).map(|n| of(scope(n, count))).collect()
+    };
+    let (one, three) = (told(&index, 1), told(&index, 3));
+    assert_eq!((one[0].1.len(), one[0].2.len()), (20, 20));
+    assert!(three.iter().all(|(digests, ..)| *digests != [0; DIGEST_BUCKETS]));
+    assert!(!index.digests.is_kept(scope(0, 12)));
+    // What is not kept is counted.
+    let twelve = told(&index, 12);
+    index.set_pool(PoolId(1), 12);
+    assert_eq!((told(&index, 1), told(&index, 3), told(&index, 12)), (one, three.clone(), twelve.clone()));
+    index.apply(&write(44, 9, SectorRange::new(0, 4), 900));
+    assert_ne!(told(&index, 3), three);
+    index.set_pool(PoolId(1), 3);
+    assert_eq!(index.digests.pg_count(PoolId(1)), Some(12), "what is finer serves both");
+    let (three, twelve) = (told(&index, 3), told(&index, 12));
+    index.digests = DigestTable::default();
+    index.set_pool(PoolId(1), 12);
+    assert_eq!((told(&index, 3), told(&index, 12)), (three, twelve));
 }
 
 #[test]
@@ -31,14 +70,14 @@ fn digests_follow_every_change_and_match_a_recount() {
     for i in 0..10 {
         index.apply(&Change::new(Kind::Collect, object(i), Version(7), Origin::NONE, SectorRange::new(0, 0)));
     }
-    let kept: Vec<_> = (0..2).map(|i| index.digests().of(PgId { pool: PoolId(1), index: i })).collect();
+    let kept: Vec<_> = (0..2).map(|i| index.digests().of(scope(i, 2))).collect();
     index.digests = DigestTable::default();
     index.set_pool(PoolId(1), 2);
     for (i, kept) in kept.iter().enumerate() {
         assert_ne!(*kept, [0; 256]);
-        assert_eq!(*kept, index.digests().of(PgId { pool: PoolId(1), index: i as u32 }));
+        assert_eq!(*kept, index.digests().of(scope(i as u32, 2)));
     }
-    let lists: Vec<_> = (0..2).map(|i| index.list(PgId { pool: PoolId(1), index: i }, &Buckets::ALL)).collect();
+    let lists: Vec<_> = (0..2).map(|i| index.list(scope(i, 2), &Buckets::ALL)).collect();
     assert_eq!(lists.concat().len(), 40);
     assert_eq!((index.object_count(), index.sector_count()), (40, 120));
 }
@@ -55,10 +94,10 @@ fn overwriting_one_extent_in_place_equals_the_general_way() {
     let view = index.object(&object(0)).expect("stored");
     let parts: Vec<_> = view.parts(SectorRange::new(6, 8)).map(|(e, c)| (e.run().start, c[0] >> 16)).collect();
     assert_eq!((view.version, parts), (Version(50), vec![(80, 3), (500, 50), (60, 5)]));
-    let kept = index.digests().of(PgId { pool: PoolId(1), index: 0 });
+    let kept = index.digests().of(scope(0, 1));
     index.digests = DigestTable::default();
     index.set_pool(PoolId(1), 1);
-    assert_eq!(kept, index.digests().of(PgId { pool: PoolId(1), index: 0 }));
+    assert_eq!(kept, index.digests().of(scope(0, 1)));
     assert_eq!(index.sector_count(), 18);
 }
 
@@ -101,7 +140,7 @@ fn a_partition_survives_its_checkpoint() {
     let counts = |i: &Index| (i.sector_count(), i.kept_count(), i.staged_count(), i.undo_bytes);
     assert_eq!(counts(&loaded), counts(&index));
     assert_eq!((index.kept_count(), index.staged_count()), (20, 12));
-    for pg in (0..3).map(|index| PgId { pool: PoolId(1), index }) {
+    for pg in (0..3).map(|index| scope(index, 3)) {
         assert_eq!(index.digests().of(pg), loaded.digests().of(pg));
     }
 }
@@ -144,7 +183,7 @@ fn shown(index: &Index, n: u32) -> Option<(ObjectHead, Vec<Extent>, Vec<u32>)> {
 fn a_rollback_leads_back_exactly() {
     let mut index = Index::new(2);
     index.set_pool(PoolId(1), 1);
-    let pg = PgId { pool: PoolId(1), index: 0 };
+    let pg = scope(0, 1);
     index.apply(&write(0, 5, SectorRange::new(2, 6), 100));
     index.apply(&write(1, 5, SectorRange::new(0, 1), 120));
     index.apply(&Change::new(Kind::Delete, object(1), Version(6), Origin::NONE, SectorRange::new(0, 1024)));
@@ -292,7 +331,7 @@ fn walking_and_scanning_list_the_same() {
                 assert_eq!(sorted(index.scan(pg, pg_count, &buckets)), all);
                 count += all.len();
             }
-            assert!(index.list(pg, &Buckets::default()).is_empty());
+            assert!(index.list(PgScope { pg, count: pg_count }, &Buckets::default()).is_empty());
         }
         assert!(count > 2020, "{count}");
     }

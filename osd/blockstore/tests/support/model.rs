@@ -12,7 +12,7 @@ use cluster_proto::shard::{
     AppliedRequest, Buckets, ObjectContent, ObjectHead, Origin, RequestState, ShardIndex, ShardOp, ShardOutcome,
     digest_bucket, digest_hash,
 };
-use cluster_proto::{SECTOR, SectorRange};
+use cluster_proto::{PgScope, SECTOR, SectorRange};
 
 use super::Rng;
 use super::driver::Driver;
@@ -231,20 +231,21 @@ impl Model {
             let bucket = &mut digests[digest_bucket(&head.object)];
             *bucket = bucket.wrapping_add(digest_hash(head));
         }
-        if store.digests(pg) != digests {
+        let scope = PgScope { pg, count: PG_COUNT };
+        if store.digests(scope) != digests {
             return Some(format!("digests of {pg}"));
         }
-        let listed = store.list(pg, &Buckets::ALL);
+        let listed = store.list(scope, &Buckets::ALL);
         if listed != heads {
             return Some(format!("list of {pg}: store {listed:?}, model {heads:?}"));
         }
         let some = Buckets([0x0f0f_3333_0101_8181; DIGEST_BUCKETS / 64]);
         let expected: Vec<_> = heads.iter().filter(|h| some.contains(digest_bucket(&h.object))).copied().collect();
-        if store.list(pg, &some) != expected {
+        if store.list(scope, &some) != expected {
             return Some(format!("list of some buckets of {pg}"));
         }
         let deleted: Vec<_> = heads.iter().filter(|h| h.deleted).copied().collect();
-        (store.tombstones(pg) != deleted).then(|| format!("tombstones of {pg}"))
+        (store.tombstones(scope) != deleted).then(|| format!("tombstones of {pg}"))
     }
 
     /// What the index says, compared with the model. Data is not read.

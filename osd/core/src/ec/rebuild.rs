@@ -12,17 +12,28 @@ use erasure::Code;
 
 use crate::op::{OpId, bits};
 use crate::osd::Osd;
+use crate::pg::{Pg, Shard};
 use crate::recovery::Stage;
+
+impl Pg {
+    /// Whether a shard has to make way for the version that counts: by being turned back, or, of a member, by being dropped. A member that was
+    /// given a version which nobody else kept, while too few were present to accept changes, has it for good.
+    fn is_to_go_back(&self, shard: &Shard, version: Version) -> bool {
+        let acts = self.peers()[usize::from(shard.peer)].shard.is_some();
+        shard.is_ahead_of(version) || (acts && shard.version > version)
+    }
+}
 
 impl Osd {
     /// The object stands still: first everybody goes back to the version that counts who can.
     pub(crate) fn ec_recovery_start(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
         let Some((pg, object)) = self.recovery_of(id) else { return };
         let Some(missing) = pg.missing.get(&object) else { return self.recovery_finish(shard, id) };
-        let ahead = |s: &&crate::pg::Shard| s.is_ahead_of(missing.version);
+        let version = missing.version;
         // One operation at a time per peer: who has several such shards is asked again.
         let mut peers = BTreeSet::new();
-        let back: Vec<_> = missing.shards.iter().filter(ahead).filter(|s| peers.insert(s.peer)).copied().collect();
+        let newer = missing.shards.iter().filter(|s| pg.is_to_go_back(s, version));
+        let back: Vec<_> = newer.filter(|s| peers.insert(s.peer)).copied().collect();
         if back.is_empty() {
             return self.ec_gather_shards(shard, id);
         }
@@ -30,8 +41,12 @@ impl Osd {
             recovery.stage = Stage::RollingBack;
         }
         for s in back {
-            let rollback = ShardOp::Rollback { object: object.shard(s.part), version: s.version };
-            self.send_to_peer(shard, id, s.peer.into(), rollback);
+            let (object, newer) = (object.shard(s.part), s.version);
+            let back = match s.is_ahead_of(version) {
+                true => ShardOp::Rollback { object, version: newer },
+                false => ShardOp::Drop { object, version: newer },
+            };
+            self.send_to_peer(shard, id, s.peer.into(), back);
         }
     }
 
@@ -46,13 +61,17 @@ impl Osd {
         let Some((pg, object)) = self.recovery_of(id) else { return };
         let own_part = pg.name_at(object, peer).part;
         let acts = pg.peers()[peer].shard.is_some();
+        let Some(missing) = pg.missing.get(&object) else { return };
+        let version = missing.version;
+        let newer = |s: &Shard| usize::from(s.peer) == peer && pg.is_to_go_back(s, version);
+        let at = missing.shards.iter().position(newer);
         let Some(missing) = pg.missing.get_mut(&object) else { return };
         if *outcome == ShardOutcome::Done {
-            let version = missing.version;
-            let ahead = |s: &crate::pg::Shard| usize::from(s.peer) == peer && s.is_ahead_of(version);
-            if let Some(at) = missing.shards.iter().position(ahead) {
+            if let Some(at) = at {
                 let shard = &mut missing.shards[at];
-                shard.version = shard.staged_over.take().unwrap_or_default();
+                // Dropped, or turned back.
+                let before = shard.staged_over.take().filter(|before| *before <= version);
+                shard.version = before.unwrap_or_default();
                 let (part, back) = (shard.part, shard.version);
                 if back == Version::NONE {
                     missing.shards.remove(at);

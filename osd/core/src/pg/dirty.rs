@@ -34,6 +34,20 @@ impl DirtyMap {
         self.is_full = false;
     }
 
+    /// Gives away what belongs to another PG now.
+    pub fn split_off(&mut self, is_theirs: impl Fn(&ObjectId) -> bool) -> DirtyMap {
+        let all = std::mem::take(&mut self.objects);
+        let (theirs, ours) = all.into_iter().partition(|(object, _)| is_theirs(object));
+        self.objects = ours;
+        DirtyMap { objects: theirs, is_full: self.is_full }
+    }
+
+    /// Takes back what was given away.
+    pub fn join(&mut self, part: DirtyMap) {
+        self.objects.extend(part.objects);
+        self.is_full |= part.is_full;
+    }
+
     /// What lies between version `base` of the object and our copy of it, if we know.
     pub fn since(&self, object: &ObjectId, base: Version) -> Option<&[SectorRange]> {
         let dirty = self.objects.get(object).filter(|dirty| dirty.base == base)?;
@@ -116,6 +130,22 @@ mod tests {
         assert_eq!(ranges, [SectorRange::new(0, 1), SectorRange::new(2, 1), SectorRange::new(4, 5)]);
         insert(&mut ranges, SectorRange::new(0, 20));
         assert_eq!(ranges, [SectorRange::new(0, 20)]);
+    }
+
+    #[test]
+    fn a_part_takes_what_is_its_own() {
+        let base = Version::new(Epoch(1), 9);
+        let other = ObjectId { index: 1, ..object() };
+        let mut dirty = DirtyMap::default();
+        dirty.follow(&zero(3, 1), true, |_| base);
+        let ShardOp::Zero { version, sectors, origin, .. } = zero(5, 1) else { unreachable!("it is what it is") };
+        dirty.follow(&ShardOp::Zero { object: other, version, sectors, origin }, true, |_| base);
+        let mut part = dirty.split_off(|object| object.index == 1);
+        assert_eq!(dirty.since(&object(), base), Some(&[SectorRange::new(3, 1)][..]));
+        assert_eq!(part.since(&other, base), Some(&[SectorRange::new(5, 1)][..]));
+        assert_eq!((dirty.since(&other, base), part.since(&object(), base)), (None, None));
+        part.follow(&zero(9, 1), true, |_| base);
+        assert_eq!(part.since(&object(), base), Some(&[SectorRange::new(9, 1)][..]));
     }
 
     #[test]

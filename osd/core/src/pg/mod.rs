@@ -7,10 +7,12 @@ mod dirty;
 mod lease;
 mod object_state;
 mod peering;
+mod split;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use cluster_proto::ids::{Epoch, ObjectId, OsdId, PgId, Version};
+use cluster_proto::layout::PgScope;
 use cluster_proto::link::{LinkId, Millis};
 use cluster_proto::locks::Locks;
 use cluster_proto::map::{Interval, Member, PgMap, Scheme};
@@ -58,6 +60,8 @@ pub(crate) struct Peer {
 
 pub(crate) struct Pg {
     id: PgId,
+    /// Among so many PGs its objects were shared out.
+    count: u32,
     map: PgMap,
     pub scheme: Scheme,
     pub min_size: usize,
@@ -100,7 +104,7 @@ pub(crate) struct Pg {
     /// Client requests that wait until the PG serves them.
     pub waiting: VecDeque<OpId>,
     pub locks: Locks<OpId>,
-    /// Changes of this PG under way in our own store.
+    /// Changes of this PG under way in our own store, and those of the PGs it came from that were under way when it began.
     pub local_mutations: u32,
     /// Objects that not all members of the acting set have at their newest version. As the primary, while active.
     pub missing: BTreeMap<ObjectId, Missing>,
@@ -122,9 +126,10 @@ pub(crate) struct Pg {
 }
 
 impl Pg {
-    pub fn new(id: PgId, map: PgMap, scheme: Scheme, min_size: usize) -> Self {
+    pub fn new(scope: PgScope, map: PgMap, scheme: Scheme, min_size: usize) -> Self {
         Self {
-            id,
+            id: scope.pg,
+            count: scope.count,
             map,
             scheme,
             min_size,
@@ -160,6 +165,11 @@ impl Pg {
             dirty: DirtyMap::default(),
             commits: BTreeMap::new(),
         }
+    }
+
+    /// Which objects are in it.
+    pub fn scope(&self) -> PgScope {
+        PgScope { pg: self.id, count: self.count }
     }
 
     pub fn epoch(&self) -> Epoch {

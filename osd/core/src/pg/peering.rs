@@ -21,7 +21,7 @@ use cluster_proto::wire::{Message, PeerInfo, PeerList, PeerObjects, PeerQuery};
 
 use super::object_state::{self, Missing};
 use super::{Peer, Pg, STALL_MS};
-use crate::op::{Kind, Local, PeerMask, bits};
+use crate::op::{Kind, PeerMask, bits};
 use crate::osd::{Osd, Output};
 
 /// A former member that is registered is waited for so long, if its copies are not needed to be sure. Milliseconds.
@@ -195,22 +195,26 @@ impl Osd {
     pub(crate) fn pg_update(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
         let config = self.map.pools.get(&id.pool);
         let map = self.map.pgs.get(&id).cloned();
-        let (Some(map), Some((scheme, min_size))) = (map, config.map(|c| (c.scheme, usize::from(c.min_size)))) else {
+        let config = config.map(|config| (config.scheme, usize::from(config.min_size)));
+        let (Some(map), Some(scope), Some((scheme, min_size))) = (map, self.map.scope(id), config) else {
             return self.pg_forget(id);
         };
+        shard.set_pool(id.pool, scope.count);
         let us = Member { osd: self.options.id, incarnation: self.options.incarnation };
         let leads = map.primary() == Some(us);
         let acts = map.members().any(|(_, member)| member == us);
+        let mut parts = Vec::new();
         match self.pgs.get(&id) {
             Some(pg) if pg.epoch() >= map.epoch => return self.pg_settings(now, shard, id, min_size),
-            Some(_) => self.take_back(id, leads),
+            Some(_) => {
+                self.take_back(id, leads);
+                parts = self.pg_split(id, scope);
+            }
             None if !acts && !self.early_queries.contains_key(&id) => return,
+            None if self.overlaps(scope) => return,
             None => {
-                let mut pg = Pg::new(id, map.clone(), scheme, min_size);
-                // A PG that left and came back finds its own changes still under way.
-                let mutations = self.ops.ids().filter(|(_, op)| op.pg == id && op.local == Local::Mutation);
-                pg.local_mutations = mutations.count() as u32;
-                self.pgs.insert(id, pg);
+                self.pgs.insert(id, Pg::new(scope, map.clone(), scheme, min_size));
+                self.inherit_mutations(scope);
             }
         }
         self.depose_leader(id, map.primary());
@@ -228,6 +232,7 @@ impl Osd {
         } else {
             self.recheck_early_query(now, shard, id);
         }
+        self.update_parts(now, shard, &parts);
     }
 
     /// What may change within an interval: how many members must have a change, and what is recorded of it.
@@ -249,6 +254,7 @@ impl Osd {
         if self.pgs.contains_key(&id) {
             self.take_back(id, false);
             self.pgs.remove(&id);
+            self.inherited.values_mut().for_each(|parts| parts.retain(|part| *part != id));
         }
     }
 
@@ -309,9 +315,9 @@ impl Osd {
             return;
         }
         let mut digests: Vec<_> = pg.peers.iter().map(|_| None).collect();
-        digests[pg.own] = Some(Box::new(shard.digests(id)));
+        digests[pg.own] = Some(Box::new(shard.digests(pg.scope())));
         let mut parts = vec![0; pg.peers.len()];
-        parts[pg.own] = shard.parts(id);
+        parts[pg.own] = shard.parts(pg.scope());
         pg.state = State::Querying(Querying { asked: 1 << pg.own, digests, parts, lease_ms, incomplete: false });
         self.ask_peers(id);
         self.compare_digests(now, shard, id);
@@ -385,13 +391,13 @@ impl Osd {
         let buckets = if coded && !bits(asked).all(fits) { Buckets::ALL } else { buckets };
         pg.missing.clear();
         (pg.listed, pg.answered) = (asked, answered);
-        let staged = if coded { shard.staged(id) } else { Vec::new() };
+        let staged = if coded { shard.staged(pg.scope()) } else { Vec::new() };
         if buckets.is_empty() {
             self.keep_staged(id, &staged);
             return self.enter_leasing(now, shard, id, lease_until);
         }
         let mut heads = vec![Vec::new(); pg.peers.len()];
-        heads[pg.own] = shard.list(id, &buckets);
+        heads[pg.own] = shard.list(pg.scope(), &buckets);
         let list = PeerList { query: pg.query_message(), buckets };
         let complete = 1 << pg.own;
         pg.state = State::Listing(Listing { heads, asked, complete, lease_until });
