@@ -50,6 +50,9 @@ impl FaultPlan {
 /// Lets one thing go wrong.
 pub fn strike(world: &mut World) {
     let plan = world.faults;
+    if world.cuts_power() {
+        return;
+    }
     match world.rng.below(17) {
         0..=2 if plan.crashes => crash_one(world),
         3 if plan.crashes => crash_all(world),

@@ -104,7 +104,13 @@ mod tests {
 
     fn zero(start: u32, count: u32) -> ShardOp {
         let version = Version::new(Epoch(2), u64::from(start) + 1);
-        ShardOp::Zero { object: object(), version, sectors: SectorRange::new(start, count), origin: Origin::NONE }
+        ShardOp::Zero {
+            object: object(),
+            version,
+            sectors: SectorRange::new(start, count),
+            origin: Origin::NONE,
+            lazy: false,
+        }
     }
 
     #[test]
