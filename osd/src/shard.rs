@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use blockstore::{Store, StoreState};
+use blockstore::{Durability, Store, StoreState};
 use cluster_io::{ConnId, DiskId, Event, ListenerId, PeerAddr, Reactor, ReactorConfig, Waker, clock, entropy};
 use cluster_proto::ids::{Incarnation, OsdId};
 use cluster_proto::link::{LinkId, Millis};
@@ -357,6 +357,7 @@ impl Shard {
         let store = self.store.stats();
         let mut stats = self.core.stats();
         (stats.space, stats.io_errors, stats.crc_errors) = (self.store.space(), store.io_errors, store.crc_errors);
+        stats.volatile_cache = self.store.durability() == Durability::Flush;
         self.live.send_replace(Live {
             stats,
             unrecorded_scrubs: self.core.unrecorded_scrubs(),

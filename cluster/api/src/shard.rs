@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use cluster_client::{ClientOptions, ImageId, ImageOp, ImageOptions, ImageReply};
-use cluster_io::{Reactor, ReactorConfig, Waker};
+use cluster_io::{Reactor, ReactorConfig, Waker, clock};
 use cluster_proto::Status;
 use cluster_state::StateStore;
 use slab::Slab;
@@ -17,6 +17,9 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use crate::driver::ClientDriver;
 use crate::error::{Error, ErrorKind};
 use crate::feed::MapFeed;
+
+/// How long the end may take for what is not durable yet. Milliseconds.
+const LAST_SYNC_MS_MAX: u64 = 5_000;
 
 /// Where the outcome of an operation goes.
 pub(crate) struct Answer {
@@ -50,7 +53,7 @@ impl Commands {
     }
 }
 
-/// Starts the thread; it ends at [`Command::Stop`].
+/// Starts the thread; it ends at [`Command::Stop`], when what was answered is durable.
 pub(crate) async fn start(
     options: ClientOptions,
     state: Arc<dyn StateStore>,
@@ -87,6 +90,7 @@ struct Shard {
 
 impl Shard {
     fn run(mut self) -> Result<(), cluster_io::Error> {
+        let mut stop_by = None;
         loop {
             while let Some(event) = self.io.next_event() {
                 self.driver.handle_event(&mut self.io, event);
@@ -96,12 +100,23 @@ impl Shard {
             }
             while let Ok(command) = self.commands.try_recv() {
                 if let Command::Stop = command {
-                    return Ok(());
+                    stop_by = Some(clock::now_ms() + LAST_SYNC_MS_MAX);
+                    self.driver.client_mut().sync();
                 }
                 self.handle(command);
             }
             self.driver.pump(&mut self.io);
             self.answer();
+            let unsynced = self.driver.client_mut().unsynced();
+            if stop_by.is_some_and(|by| unsynced == 0 || clock::now_ms() >= by) {
+                if unsynced > 0 {
+                    tracing::warn!(
+                        unsynced,
+                        "a Blockyard client ends with changes that a loss of power may still undo"
+                    );
+                }
+                return Ok(());
+            }
             self.io.turn(Some(self.driver.deadline()))?;
         }
     }

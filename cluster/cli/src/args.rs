@@ -281,6 +281,10 @@ pub struct PoolCreate {
     /// changed later [default: 1M; less for many data shards]
     #[arg(long, value_name = "SIZE")]
     pub block_size: Option<Size>,
+    /// Changes that are durable when they are answered; clients keep the others until they flush. With none, drives with volatile caches
+    /// are flushed when clients flush; with small, changes of more than 64K wait for that; cannot be changed later
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = CommitMode::All)]
+    pub immediate_commit: CommitMode,
     /// Level of the placement tree of which each node gets one copy or shard at most: host, osd, or another [default: host]
     #[arg(long, value_name = "LEVEL")]
     pub failure_domain: Option<String>,
@@ -293,6 +297,17 @@ pub struct PoolCreate {
     /// Only check whether it can be created
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// What is durable when it is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum CommitMode {
+    /// Nothing need be.
+    None,
+    /// Changes of up to 64 KiB.
+    Small,
+    /// Everything.
+    All,
 }
 
 /// An erasure code.

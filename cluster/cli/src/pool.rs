@@ -6,14 +6,14 @@ use std::collections::BTreeSet;
 
 use blockyard_client::metadata;
 use cluster_proto::PoolId;
-use cluster_proto::map::{ClusterMap, PoolConfig, Scheme, keys};
+use cluster_proto::map::{ClusterMap, ImmediateCommit, PoolConfig, Scheme, keys};
 use cluster_state::{Compare, StateStore, Txn};
 use mon_core::health::PgCounts;
 use mon_core::placement::ideal_shares;
 use mon_core::usable;
 use serde::Serialize;
 
-use crate::args::{EcCode, PoolCommand, PoolCreate};
+use crate::args::{CommitMode, EcCode, PoolCommand, PoolCreate};
 use crate::error::{CliError, Exit};
 use crate::osd::change::last_removed;
 use crate::output::{Output, table};
@@ -64,6 +64,7 @@ pub struct PoolView {
     min_size: u8,
     pg_count: u32,
     block_size: u32,
+    immediate_commit: ImmediateCommit,
     pgs: PgCounts,
 }
 
@@ -81,11 +82,12 @@ impl PoolView {
             min_size: pool.min_size,
             pg_count: pool.pg_count,
             block_size: pool.block_size,
+            immediate_commit: pool.immediate_commit,
             pgs: PgCounts::of_pool(map, id, Some(pool)),
         }
     }
 
-    fn row(&self) -> [String; 7] {
+    fn row(&self) -> [String; 8] {
         [
             self.id.to_string(),
             self.name.clone(),
@@ -97,6 +99,7 @@ impl PoolView {
             },
             self.pgs.active.to_string(),
             Size(self.block_size.into()).to_string(),
+            self.immediate_commit.to_string(),
         ]
     }
 }
@@ -107,7 +110,7 @@ pub async fn run(session: &Session, command: PoolCommand, out: Output) -> Result
         PoolCommand::Ls => {
             let pools = PoolView::all(&session.map().await?);
             out.show(&pools, |pools| {
-                let headings = [">ID", "NAME", "DATA", ">MIN", ">PGS", ">ACTIVE", ">OBJECT SIZE"];
+                let headings = [">ID", "NAME", "DATA", ">MIN", ">PGS", ">ACTIVE", ">OBJECT SIZE", "IMMEDIATE COMMIT"];
                 table(headings, pools.iter().map(PoolView::row))
             })
         }
@@ -144,6 +147,11 @@ fn new_config(options: PoolCreate) -> PoolConfig {
     if let Some(size) = options.block_size {
         config.block_size = u32::try_from(size.0).unwrap_or(u32::MAX);
     }
+    config.immediate_commit = match options.immediate_commit {
+        CommitMode::None => ImmediateCommit::None,
+        CommitMode::Small => ImmediateCommit::Small,
+        CommitMode::All => ImmediateCommit::All,
+    };
     let rules = &mut config.placement;
     rules.failure_domain = options.failure_domain.unwrap_or(rules.failure_domain.clone());
     rules.root = options.root;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
 use cluster_proto::auth::Credentials;
-use cluster_proto::ids::{ClientId, Incarnation, OsdId};
+use cluster_proto::ids::{ClientId, Incarnation, OsdId, PgId};
 use cluster_proto::link::{Identity, LinkAction, LinkId, Millis, Outgoing};
 use cluster_proto::locks::Locks;
 use cluster_proto::map::{ClusterMap, MapChange, SchemaError};
@@ -16,6 +16,7 @@ use crate::image::{Image, ImageId};
 use crate::op::{ImageReply, Task, TaskId};
 use crate::request::{Part, PartId, Window};
 use crate::table::Table;
+use crate::unsynced::Unsynced;
 
 /// How often [`Client::handle_timeout`] wants to be called at least. Milliseconds.
 const TICK_MS: u64 = 100;
@@ -75,6 +76,8 @@ pub struct Client {
     pub(crate) parts: Table<Part>,
     pub(crate) locks: Locks<PartId>,
     pub(crate) window: Window,
+    /// Answered changes that are not durable yet.
+    pub(crate) unsynced: Unsynced,
     /// Tasks that could be cut further if there were room.
     pub(crate) uncut: VecDeque<TaskId>,
     /// Parts whose request has no connection to go to.
@@ -107,6 +110,7 @@ impl Client {
             parts: Table::default(),
             locks: Locks::default(),
             window: Window::default(),
+            unsynced: Unsynced::default(),
             uncut: VecDeque::new(),
             unsent: VecDeque::new(),
             paused: BTreeSet::new(),
@@ -135,7 +139,8 @@ impl Client {
                 self.poll_links();
                 self.send_unsent();
             }
-            MapChange::Pg(_) | MapChange::Pool(_) => {
+            MapChange::Pg(PgId { pool, .. }) | MapChange::Pool(pool) => {
+                self.repeat_lost(pool);
                 self.resume_paused(Millis::MAX);
                 self.send_unsent();
             }
@@ -221,6 +226,7 @@ impl Client {
         if now >= self.tick {
             self.tick = now + TICK_MS;
             self.poll_links();
+            self.sync_aged();
         }
         self.resume_paused(now);
         self.send_unsent();

@@ -3,7 +3,7 @@
 use cluster_proto::{LayerRef, Status};
 
 use crate::client::Client;
-use crate::op::{ImageOp, ImageReply, Task};
+use crate::op::{ImageOp, Task};
 
 /// An open image of a client.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -94,9 +94,10 @@ impl Client {
     }
 
     /// Closes an image. What its operations have under way goes on, nothing more of them is begun; each is answered all
-    /// the same, by [`Status::NotFound`] if it was cut short or not.
+    /// the same, by [`Status::NotFound`] if it was cut short or not. What is not durable yet is synced: [`Client::unsynced`].
     pub fn close(&mut self, image: ImageId) {
         self.images.remove(image.0);
+        self.sync();
     }
 
     /// Starts an operation; its answer carries `tag`.
@@ -109,10 +110,9 @@ impl Client {
             self.replies.push_back((image, tag, Err(status)));
             return;
         }
-        // Whatever was answered is durable on every member, so there is nothing to wait for.
+        // What was answered is durable on every member, but for what is kept.
         if matches!(op, ImageOp::Flush) {
-            self.replies.push_back((image, tag, Ok(ImageReply::Done)));
-            return;
+            return self.flush_start(image, tag);
         }
         let task = Task { image, tag, op, cursor: 0, pending: 0, failed: None, found: Vec::new() };
         let id = self.tasks.insert(task);

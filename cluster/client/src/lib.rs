@@ -6,7 +6,8 @@
 //!
 //! - [`op`]: what can be asked of an image;
 //! - [`write`](mod@write), [`read`](mod@read), [`patch`](mod@patch): how it becomes requests, and what their answers mean;
-//! - [`request`](mod@request): one request from its number to its answer.
+//! - [`request`](mod@request): one request from its number to its answer;
+//! - [`unsynced`](mod@unsynced): changes that are answered and not yet durable.
 
 mod client;
 mod image;
@@ -15,6 +16,7 @@ mod patch;
 mod read;
 mod request;
 mod table;
+mod unsynced;
 mod write;
 
 pub use client::{Client, ClientOptions, Output};

@@ -46,9 +46,13 @@ fn sectors((offset, len): (u32, u32)) -> SectorRange {
 impl Client {
     /// Goes on with every task that waited for room.
     pub(crate) fn cut_more(&mut self) {
-        while self.window.has_room() {
-            let Some(task) = self.uncut.pop_front() else { return };
-            self.cut(task);
+        for _ in 0..self.uncut.len() {
+            if !self.window.has_room() {
+                return;
+            }
+            if let Some(task) = self.uncut.pop_front() {
+                self.cut(task);
+            }
         }
     }
 
@@ -68,7 +72,8 @@ impl Client {
             if task.pending >= PARTS_AT_ONCE {
                 return;
             }
-            if !self.window.has_room() {
+            let changes = !matches!(task.op, ImageOp::Read { .. } | ImageOp::Allocation { .. });
+            if !self.window.has_room() || changes && self.unsynced.is_full() {
                 self.uncut.push_back(id);
                 return;
             }

@@ -37,7 +37,7 @@ fn time(mut call: impl FnMut()) -> f64 {
 fn reply(len: usize) -> Message {
     let bytes: Vec<u8> = (0..len).map(|i| i as u8).collect();
     let body = ReplyBody::Data { crcs: sector_crcs(&bytes), data: Buffer::copy_of(&bytes) };
-    Message::Reply(Reply { seq: 1, status: Status::Ok, version: Version::NONE, body })
+    Message::Reply(Reply { seq: 1, status: Status::Ok, version: Version::NONE, unsynced: false, body })
 }
 
 /// Appends all of a message, as the connection's send buffer and the kernel would have it.

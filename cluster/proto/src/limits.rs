@@ -58,6 +58,16 @@ pub const REGISTRATION_LEASE_MS: u64 = 5_000;
 /// The next primary waits so long if nothing else tells that the one before is over. Milliseconds.
 pub const REGISTRATION_LEASE_WAIT_MS: u64 = REGISTRATION_LEASE_MS + REGISTRATION_LEASE_MS / 10;
 
+/// Largest payload of a change that is durable when answered in a pool with `immediate-commit = small`. Bytes.
+pub const IMMEDIATE_COMMIT_SMALL_MAX: usize = 64 << 10;
+/// Answered changes that a client keeps until they are synced; at half of it a sync begins, at all of it new changes wait. With those
+/// under way less than what travels with an object ([`WIRE_REQUESTS_MAX`]), so that a repeated one is always recognised.
+pub const UNSYNCED_MAX: usize = 512;
+/// Payload of those changes. Bytes.
+pub const UNSYNCED_BYTES_MAX: usize = 64 << 20;
+/// A change that was not synced for so long is synced without being asked for. Milliseconds.
+pub const UNSYNCED_MS_MAX: u64 = 5_000;
+
 /// Requests of one client that may be unacknowledged at once: a sequence number may be at most this far above the
 /// client's floor. Fits the 16-bit window of a log entry.
 pub const CLIENT_WINDOW: u64 = 32 << 10;
@@ -81,5 +91,6 @@ const _: () = {
     assert!(2 * COMPARE_AND_WRITE_MAX <= WIRE_PAYLOAD_MAX);
     assert!(PING_TIMEOUT_MS < READ_LEASE_MS && PING_INTERVAL_MS < READ_LEASE_MS / 2);
     assert!(CLIENT_WINDOW < u16::MAX as u64);
+    assert!(2 * UNSYNCED_MAX <= WIRE_REQUESTS_MAX);
     assert!(IMAGE_SIZE_MAX / BLOCK_SIZE_MIN as u64 <= u32::MAX as u64);
 };

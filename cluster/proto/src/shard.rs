@@ -4,7 +4,9 @@
 //!
 //! **Order.** Ops on one shard take effect in the order of submission, and complete (become durable) in that order:
 //! after a crash a store holds the effects of a prefix of the mutating ops submitted to it, never an op without the ones
-//! before it. An op is reported done only when it and all before it are durable. Reads see what is *durable*.
+//! before it. An op is reported [`ShardOutcome::Done`] only when it and all before it are durable. Reads see what is durable,
+//! and *lazy* changes already when they are on the device, if all that is before them is durable or lazy itself; those are
+//! then reported [`ShardOutcome::Written`], and a [`ShardOp::Sync`] makes them durable.
 
 use buffer::Buffer;
 use smallvec::SmallVec;
@@ -117,6 +119,8 @@ pub enum ShardOp {
         crcs: Crcs,
         /// Who asked.
         origin: Origin,
+        /// May be reported before it is durable: the client keeps it and repeats it until it is.
+        lazy: bool,
     },
     /// Makes sectors read as zeroes and frees their space.
     Zero {
@@ -128,6 +132,8 @@ pub enum ShardOp {
         sectors: SectorRange,
         /// Who asked.
         origin: Origin,
+        /// May be reported before it is durable.
+        lazy: bool,
     },
     /// Removes the object, leaving a tombstone with this version. The tombstone counts in digests and lists.
     Delete {
@@ -279,6 +285,11 @@ impl ShardOp {
         }
     }
 
+    /// Whether the op may be reported before it is durable.
+    pub fn is_lazy(&self) -> bool {
+        matches!(self, ShardOp::Write { lazy: true, .. } | ShardOp::Zero { lazy: true, .. })
+    }
+
     /// Whether the op changes the store.
     pub fn is_mutation(&self) -> bool {
         !matches!(
@@ -297,6 +308,8 @@ impl ShardOp {
 pub enum ShardOutcome {
     /// A change or sync is durable; a verified object is intact.
     Done,
+    /// A lazy change shows and is on the device, but a loss of power may yet take it back.
+    Written,
     /// Sectors read. An object that does not exist has [`Version::NONE`] and reads as zeroes.
     Read {
         /// Version of the object at the time.
@@ -421,7 +434,7 @@ pub struct Space {
     pub objects: u64,
 }
 
-/// What can be asked of a store's memory at once, without I/O. Answers describe the *durable* state: ops submitted but
+/// What can be asked of a store's memory at once, without I/O. Answers describe what was reported: ops submitted but
 /// not completed are not in them.
 pub trait ShardIndex {
     /// Head of an object; `None` if it was never written or its tombstone was collected.

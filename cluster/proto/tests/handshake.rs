@@ -344,7 +344,7 @@ fn reply(bytes: usize) -> Message {
     let crcs = cluster_proto::crc::sector_crcs(&bytes);
     let version = cluster_proto::ids::Version::NONE;
     let body = ReplyBody::Data { data, crcs };
-    Message::Reply(Reply { seq: 9, status: cluster_proto::Status::Ok, version, body })
+    Message::Reply(Reply { seq: 9, status: cluster_proto::Status::Ok, version, unsynced: false, body })
 }
 
 #[test]

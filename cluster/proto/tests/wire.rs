@@ -60,8 +60,15 @@ fn samples() -> Vec<Message> {
     };
     let two = SectorRange::new(3, 2);
     let one = SectorRange::new(3, 1);
-    let request = |op| Message::Request(Request { seq: 100, floor: 90, epoch: Epoch(4), pg: 3, object: object(), op });
-    let reply = |body| Message::Reply(Reply { seq: 100, status: Status::Ok, version, body });
+    let request = |op| {
+        let only_in_epoch = matches!(op, RequestOp::Sync);
+        let (object, epoch) = (object(), Epoch(4));
+        Message::Request(Request { seq: 100, floor: 90, epoch, only_in_epoch, pg: 3, object, op })
+    };
+    let reply = |body| {
+        let unsynced = matches!(body, ReplyBody::Empty);
+        Message::Reply(Reply { seq: 100, status: Status::Ok, version, unsynced, body })
+    };
     let sub = |op| Message::SubRequest(SubRequest { id: 8, pg, epoch: Epoch(4), round: 2, op });
     let outcome = |outcome| Message::SubReply(SubReply { id: 8, outcome, free_bytes: 1 << 40 });
     let object = object();
@@ -84,8 +91,17 @@ fn samples() -> Vec<Message> {
         reply(ReplyBody::Allocation(vec![Allocation { count: 4, data: true }, Allocation { count: 1, data: false }])),
         sub(ShardOp::Read { object, sectors: two }),
         sub(ShardOp::Fetch { object }),
-        sub(ShardOp::Write { object, version, sectors: two, data: data.clone(), crcs: crcs.clone(), origin }),
-        sub(ShardOp::Zero { object, version, sectors: two, origin }),
+        sub(ShardOp::Write {
+            object,
+            version,
+            sectors: two,
+            data: data.clone(),
+            crcs: crcs.clone(),
+            origin,
+            lazy: true,
+        }),
+        sub(ShardOp::Zero { object, version, sectors: two, origin, lazy: false }),
+        sub(ShardOp::Zero { object, version, sectors: two, origin, lazy: true }),
         sub(ShardOp::Delete { object, version, origin }),
         sub(ShardOp::Collect { object, version }),
         sub(ShardOp::Restore { object, version, content: content.clone() }),
@@ -112,6 +128,7 @@ fn samples() -> Vec<Message> {
         sub(ShardOp::Drop { object, version }),
         sub(ShardOp::Verify { object: object.shard(3) }),
         outcome(ShardOutcome::Done),
+        outcome(ShardOutcome::Written),
         outcome(ShardOutcome::Read { version, data, crcs }),
         outcome(ShardOutcome::Fetched { version, content }),
         outcome(ShardOutcome::Corrupt {

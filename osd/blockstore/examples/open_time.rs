@@ -125,6 +125,7 @@ fn fill(store: &mut Store, device: &mut Metadata, objects: u64, sectors: u32, ex
                     data: whole.slice(..extent as usize * SECTOR),
                     crcs: crcs[..extent as usize].into(),
                     origin: Origin::NONE,
+                    lazy: false,
                 },
             );
             if index % 256 == 255 {

@@ -73,7 +73,15 @@ fn main() {
         let op = if i % 1000 == 7 {
             ShardOp::Delete { object, version, origin: Origin::NONE }
         } else {
-            ShardOp::Write { object, version, sectors, data: data.clone(), crcs: crcs.clone(), origin: Origin::NONE }
+            ShardOp::Write {
+                object,
+                version,
+                sectors,
+                data: data.clone(),
+                crcs: crcs.clone(),
+                origin: Origin::NONE,
+                lazy: false,
+            }
         };
         store.submit(u64::from(i), op);
         if i % 256 == 255 {

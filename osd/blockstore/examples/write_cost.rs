@@ -68,7 +68,7 @@ fn main() {
                 let sectors = SectorRange::new((seed >> 45) as u32 % SECTORS as u32, 1);
                 let (data, crcs, version) = (data.clone(), crcs.clone(), Version(version));
                 let op = if kind == "write" {
-                    ShardOp::Write { object, version, sectors, data, crcs, origin: Origin::NONE }
+                    ShardOp::Write { object, version, sectors, data, crcs, origin: Origin::NONE, lazy: false }
                 } else {
                     staged.push((object, version));
                     ShardOp::Stage { object, version, sectors, data, crcs, origin: Origin::NONE }

@@ -191,7 +191,8 @@ impl Store {
         let header = SlotHeader {
             pair,
             serial,
-            lsn: self.commit.durable,
+            // The content's flush makes it durable before the header is written.
+            lsn: self.commit.executed,
             replay_seq: self.commit.replay_seq(self.log.next_seq()),
             generation: self.log.generation(),
             content_len: content.len() as u64,

@@ -1,8 +1,9 @@
 //! Bringing mutations to the medium in order: what is pending, what is written, what is durable, what is recorded.
 //!
 //! Entry n is *written* when its data and its log blocks, and those of all before it, are on the device; *durable* when a
-//! flush that began after that has completed (at once on a write-through device); only then is it executed on the
-//! index and reported. A durable LSN is *recorded* when a log block that carries it is itself durable.
+//! flush that began after that has completed (at once on a write-through device); *executed* on the index, and reported,
+//! when it is durable, or, if it is lazy, when it is written and all before it are executed. A durable LSN is *recorded* when a
+//! log block that carries it is itself durable. So recorded <= durable <= executed <= written.
 
 use std::collections::VecDeque;
 
@@ -26,7 +27,7 @@ use crate::store::{Job, Store, StoreState};
 /// Tries of one log write.
 const LOG_ATTEMPTS_MAX: u32 = 3;
 
-/// A mutation between submission and durability.
+/// A mutation between submission and execution.
 pub(crate) struct Pending {
     /// Of the caller; none for entries about entries.
     pub tag: Option<u64>,
@@ -42,6 +43,8 @@ pub(crate) struct Pending {
     /// Runs of earlier extents that are good but not used.
     pub abandoned: Runs,
     pub cancelled: bool,
+    /// Need not be durable to be executed.
+    pub is_lazy: bool,
     pub place: Place,
     /// The space promised at admission.
     pub promise: Promise,
@@ -59,6 +62,7 @@ impl Pending {
             failed: Runs::new(),
             abandoned: Runs::new(),
             cancelled: false,
+            is_lazy: need.is_lazy,
             place,
             promise: need.promise(),
         }
@@ -119,10 +123,15 @@ pub(crate) struct FlushCover {
 pub(crate) struct Commit {
     pending: VecDeque<Pending>,
     pub written: Lsn,
+    pub executed: Lsn,
     pub durable: Lsn,
     pub recorded: Lsn,
     /// Log blocks below this are durable.
     pub durable_seq: u64,
+    /// The last lazy entry.
+    pub last_lazy: Lsn,
+    /// The last block that only says what is durable.
+    pub mark_seq: u64,
     pub newest: FxHashMap<ObjectId, Newest>,
     /// (n, m): entry n is resolved by entry m, see `announced`.
     pub resolutions: VecDeque<(Lsn, Lsn)>,
@@ -133,7 +142,7 @@ pub(crate) struct Commit {
 impl Commit {
     /// Nothing pending after `lsn`.
     pub fn after(lsn: Lsn, seq: u64) -> Commit {
-        Commit { written: lsn, durable: lsn, durable_seq: seq, ..Commit::default() }
+        Commit { written: lsn, executed: lsn, durable: lsn, durable_seq: seq, ..Commit::default() }
     }
 
     pub fn pending_count(&self) -> usize {
@@ -149,11 +158,11 @@ impl Commit {
     }
 
     pub fn get_mut(&mut self, lsn: Lsn) -> Option<&mut Pending> {
-        let at = lsn.0.checked_sub(self.durable.0 + 1)?;
+        let at = lsn.0.checked_sub(self.executed.0 + 1)?;
         self.pending.get_mut(at as usize)
     }
 
-    /// Block from which a checkpoint of the present durable state needs the log.
+    /// Block from which a checkpoint of the present state of the index needs the log.
     pub fn replay_seq(&self, next_seq: u64) -> u64 {
         self.pending.front().map_or(next_seq, |p| p.place.first)
     }
@@ -197,16 +206,27 @@ pub(crate) fn execute_requests(requests: &mut Requests, lsn: Lsn, change: &Chang
             requests.apply_restored(&change.requests, change.object, lsn);
         }
         Kind::Rollback => requests.forget(&change.origin, change.version, change.object),
-        Kind::Collect | Kind::Repair | Kind::Relocate | Kind::Cancel | Kind::Commit | Kind::Drop => {}
+        // Who becomes a member again is told what then made the object what it is.
+        Kind::Drop => requests.forget_object(&change.object),
+        Kind::Collect | Kind::Repair | Kind::Relocate | Kind::Cancel | Kind::Commit => {}
     }
 }
 
 impl Store {
-    /// Appends an entry to the log and to the pending ones.
-    pub(crate) fn log_append(&mut self, change: &Change) -> Place {
+    /// Appends an entry to the log.
+    pub(crate) fn log_append(&mut self, change: &Change, is_lazy: bool) -> Place {
         let place = self.log.append(change, self.commit.announced());
         self.counters.entries += 1;
+        if is_lazy {
+            self.commit.last_lazy = place.lsn;
+        }
         place
+    }
+
+    /// Appends a block that says what is durable, and has it made durable.
+    pub(crate) fn log_mark(&mut self, is_generation_start: bool) {
+        self.commit.mark_seq = self.log.next_seq();
+        self.log.mark(self.commit.announced(), is_generation_start);
     }
 
     /// Seals what is due and hands sealed blocks to the device.
@@ -215,10 +235,12 @@ impl Store {
             self.log.seal(self.commit.announced());
         }
         let is_worth = self.commit.announced() > self.commit.recorded;
-        if self.mark_wanted && !self.log.has_open_entries() && !self.log.has_unwritten() {
+        // If all there is to record is executed but not durable, it is flushed first.
+        let is_settled = is_worth || self.commit.durable >= self.commit.executed;
+        if self.mark_wanted && is_settled && !self.log.has_open_entries() && !self.log.has_unwritten() {
             self.mark_wanted = false;
             if is_worth && self.log.free() > 1 {
-                self.log.mark(self.commit.announced(), false);
+                self.log_mark(false);
             }
         }
         while let Some(write) = self.log.next_write() {
@@ -254,11 +276,21 @@ impl Store {
             seq: self.log.written_seq(),
         };
         let has_news = cover.written > self.commit.durable || cover.seq > self.commit.durable_seq;
-        if self.flushes.can_start() && (has_news || self.flushes.is_wanted()) {
+        let is_asked = has_news && self.is_flush_due();
+        if self.flushes.can_start() && (is_asked || self.flushes.is_wanted()) {
             self.flushes.start();
             self.counters.flushes += 1;
             self.request(Job::Flush(cover), DeviceOp::Flush);
         }
+    }
+
+    /// Whether somebody waits for what is written to become durable. Lazy entries alone wait for nobody.
+    fn is_flush_due(&self) -> bool {
+        let c = &self.commit;
+        let is_marked = (c.durable_seq..self.log.written_seq()).contains(&c.mark_seq);
+        let is_synced = c.barriers.front().is_some_and(|&(lsn, _)| lsn <= c.written);
+        let is_recorded = self.mark_wanted && c.announced() <= c.recorded;
+        c.last_lazy <= c.durable || c.executed < c.written || is_marked || is_synced || is_recorded
     }
 
     pub(crate) fn flushed(&mut self, cover: FlushCover, result: Result<(), DeviceError>) {
@@ -279,14 +311,18 @@ impl Store {
             let (written, recorded) = (self.commit.written, self.log.written_durable());
             self.make_durable(FlushCover { written, recorded, seq });
         }
+        self.execute_lazy();
     }
 
     fn make_durable(&mut self, cover: FlushCover) {
         self.commit.durable_seq = self.commit.durable_seq.max(cover.seq);
-        while self.commit.durable < cover.written {
+        self.commit.durable = self.commit.durable.max(cover.written.min(self.commit.executed));
+        self.finish_barriers();
+        while self.commit.executed < cover.written {
             let Some(pending) = self.commit.pending.pop_front() else { break };
-            self.commit.durable = self.commit.durable.next();
-            self.execute_pending(pending);
+            self.commit.executed = self.commit.executed.next();
+            self.commit.durable = self.commit.executed;
+            self.execute_pending(pending, ShardOutcome::Done);
             self.finish_barriers();
         }
         self.commit.recorded = self.commit.recorded.max(cover.recorded);
@@ -294,11 +330,20 @@ impl Store {
         self.commit.resolutions.retain(|&(_, m)| m > durable);
     }
 
-    fn execute_pending(&mut self, mut pending: Pending) {
-        let lsn = self.commit.durable;
+    /// Executes lazy entries that are written, up to the first that is not lazy.
+    fn execute_lazy(&mut self) {
+        while self.commit.executed < self.commit.written && self.commit.pending.front().is_some_and(|next| next.is_lazy)
+        {
+            let Some(pending) = self.commit.pending.pop_front() else { return };
+            self.commit.executed = self.commit.executed.next();
+            self.execute_pending(pending, ShardOutcome::Written);
+        }
+    }
+
+    fn execute_pending(&mut self, mut pending: Pending, mut outcome: ShardOutcome) {
+        let lsn = self.commit.executed;
         let partition = partition_of(&pending.change.object, self.geometry.partitions);
         let mut freed = std::mem::take(&mut pending.abandoned);
-        let mut outcome = ShardOutcome::Done;
         self.reserved.sectors -= freed.iter().map(|r| u64::from(r.count)).sum::<u64>();
         if pending.cancelled {
             // Its good sectors are among the abandoned ones.

@@ -14,14 +14,14 @@ impl Store {
     /// Begins a Zero, Delete, Collect or Drop.
     pub(crate) fn delete_start(&mut self, tag: u64, op: &ShardOp) -> Result<(), Refusal> {
         match op {
-            ShardOp::Zero { object, version, sectors, origin } => {
+            ShardOp::Zero { object, version, sectors, origin, lazy } => {
                 if !sectors.is_valid(cluster_proto::limits::BLOCK_SIZE_MAX) {
                     return Err(Refusal::Fail(Status::Invalid));
                 }
-                self.punch(tag, Change::new(Kind::Zero, *object, *version, *origin, *sectors))
+                self.punch(tag, Change::new(Kind::Zero, *object, *version, *origin, *sectors), *lazy)
             }
             ShardOp::Delete { object, version, origin } => {
-                self.punch(tag, Change::new(Kind::Delete, *object, *version, *origin, WHOLE))
+                self.punch(tag, Change::new(Kind::Delete, *object, *version, *origin, WHOLE), false)
             }
             ShardOp::Collect { object, version } => self.collect(tag, object, *version),
             ShardOp::Drop { object, version } => self.drop_start(tag, object, *version),
@@ -29,13 +29,14 @@ impl Store {
         }
     }
 
-    fn punch(&mut self, tag: u64, change: Change) -> Result<(), Refusal> {
+    fn punch(&mut self, tag: u64, change: Change, is_lazy: bool) -> Result<(), Refusal> {
         check_origin(&change.origin)?;
         let newest = self.newest(&change.object);
         if change.version <= newest.version {
             return Err(Refusal::Fail(Status::Invalid));
         }
-        let need = Need { is_new_object: !newest.exists, ..Need::of_entry(Change::encoded_len(0, 0, 0, 0)) };
+        let entry_bytes = Change::encoded_len(0, 0, 0, 0);
+        let need = Need { is_new_object: !newest.exists, is_lazy, ..Need::of_entry(entry_bytes) };
         self.admit(&need)?;
         self.begin_change(tag, change, newest, &need, buffer::Buffer::new());
         Ok(())

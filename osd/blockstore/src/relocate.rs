@@ -78,7 +78,7 @@ impl Store {
         let sectors = if kind.is_brief() { SectorRange::new(0, 0) } else { target.change.sectors };
         let mut change = Change::new(kind, object, version, origin, sectors);
         change.extents.extend_from_slice(extents);
-        let place = self.log_append(&change);
+        let place = self.log_append(&change, false);
         if let Some(target) = self.commit.get_mut(lsn) {
             target.place.last = place.last;
         }

@@ -12,6 +12,15 @@ use crate::layer::LayerPart;
 /// Memory of one remembered request, tree overhead included. Bytes, estimated.
 const REQUEST_MEMORY: u64 = 80;
 
+/// Counters of requests by object.
+const OBJECT_HASHES: usize = 1 << 12;
+
+fn hash_of(object: &ObjectId) -> usize {
+    let layer = object.layer.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(object.pool.0) << 32;
+    let mixed = (layer ^ u64::from(object.index)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (mixed >> 52) as usize % OBJECT_HASHES
+}
+
 #[derive(Default)]
 struct Client {
     floor: u64,
@@ -24,6 +33,8 @@ struct Client {
 pub struct Requests {
     clients: BTreeMap<ClientId, Client>,
     count: u64,
+    /// Requests by a hash of their object: most objects have none, which is to be known without a search.
+    by_object: Box<[u32; OBJECT_HASHES]>,
     clients_max: u64,
     requests_max: u64,
 }
@@ -31,7 +42,8 @@ pub struct Requests {
 impl Requests {
     /// Nothing remembered.
     pub fn new(clients_max: u64, requests_max: u64) -> Requests {
-        Requests { clients: BTreeMap::new(), count: 0, clients_max, requests_max }
+        let by_object = Box::new([0; OBJECT_HASHES]);
+        Requests { clients: BTreeMap::new(), count: 0, by_object, clients_max, requests_max }
     }
 
     /// Remembers that a request took effect.
@@ -58,11 +70,27 @@ impl Requests {
 
     /// Forgets the requests that changed an object above a version: they were undone.
     fn undo_above(&mut self, version: Version, object: ObjectId) {
+        if self.by_object[hash_of(&object)] == 0 {
+            return;
+        }
+        let mut gone = 0;
         for client in self.clients.values_mut() {
             let before = client.applied.len();
             client.applied.retain(|_, (v, o)| *o != object || *v <= version);
-            self.count -= (before - client.applied.len()) as u64;
+            gone += before - client.applied.len();
         }
+        self.count -= gone as u64;
+        self.by_object[hash_of(&object)] -= gone as u32;
+    }
+
+    /// Forgets all requests that changed an object: it is not here any more.
+    pub fn forget_object(&mut self, object: &ObjectId) {
+        self.undo_above(Version::NONE, *object);
+    }
+
+    fn removed(&mut self, object: &ObjectId) {
+        self.count -= 1;
+        self.by_object[hash_of(object)] -= 1;
     }
 
     /// Forgets a request whose change was taken back, so that it can be done again.
@@ -70,26 +98,34 @@ impl Requests {
         let Some(own) = self.clients.get_mut(&origin.client) else { return };
         if own.applied.get(&origin.seq) == Some(&(version, object)) {
             own.applied.remove(&origin.seq);
-            self.count -= 1;
+            self.removed(&object);
         }
     }
 
     fn remember(&mut self, client: ClientId, seq: u64, version: Version, object: ObjectId, lsn: Lsn) {
         let own = self.clients.entry(client).or_default();
         own.last_lsn = own.last_lsn.max(lsn);
-        if seq >= own.floor && own.applied.insert(seq, (version, object)).is_none() {
-            self.count += 1;
+        if seq < own.floor {
+            return;
+        }
+        let before = own.applied.insert(seq, (version, object));
+        self.count += 1;
+        self.by_object[hash_of(&object)] += 1;
+        if let Some((_, before)) = before {
+            self.removed(&before);
         }
     }
 
     /// Forgets the requests below a client's floor. A client never heard of is not remembered for it.
     pub fn raise_floor(&mut self, client: ClientId, floor: u64) {
-        let Some(own) = self.clients.get_mut(&client) else { return };
+        let Self { clients, count, by_object, .. } = self;
+        let Some(own) = clients.get_mut(&client) else { return };
         if floor > own.floor {
             own.floor = floor;
-            while own.applied.first_key_value().is_some_and(|(&seq, _)| seq < floor) {
-                own.applied.pop_first();
-                self.count -= 1;
+            while let Some(first) = own.applied.first_entry().filter(|first| *first.key() < floor) {
+                let (_, object) = first.remove();
+                *count -= 1;
+                by_object[hash_of(&object)] -= 1;
             }
         }
     }
@@ -107,11 +143,17 @@ impl Requests {
             if self.clients.len() as u64 <= clients.max(1) && self.count <= requests {
                 return;
             }
-            self.count -= self.clients.remove(&id).map_or(0, |c| c.applied.len() as u64);
+            for (_, object) in self.clients.remove(&id).unwrap_or_default().applied.into_values() {
+                self.removed(&object);
+            }
         }
-        for client in self.clients.values_mut() {
-            while self.count > requests && client.applied.pop_first().is_some() {
-                self.count -= 1;
+        let Self { clients, count, by_object, .. } = self;
+        for client in clients.values_mut() {
+            while *count > requests
+                && let Some((_, (_, object))) = client.applied.pop_first()
+            {
+                *count -= 1;
+                by_object[hash_of(&object)] -= 1;
             }
         }
     }

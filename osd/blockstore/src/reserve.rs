@@ -84,13 +84,23 @@ pub(crate) struct Need {
     pub is_staged: bool,
     /// May use what is kept back for operations that free or heal.
     pub is_privileged: bool,
+    /// May be reported before it is durable.
+    pub is_lazy: bool,
 }
 
 impl Need {
     /// An entry with no data.
     pub fn of_entry(entry_bytes: usize) -> Need {
         let (sectors, growth) = (0, 0);
-        Need { entry_bytes, sectors, growth, is_new_object: false, is_staged: false, is_privileged: true }
+        Need {
+            entry_bytes,
+            sectors,
+            growth,
+            is_new_object: false,
+            is_staged: false,
+            is_privileged: true,
+            is_lazy: false,
+        }
     }
 
     fn metadata(&self) -> u64 {

@@ -161,6 +161,11 @@ impl Store {
         self.state.clone()
     }
 
+    /// What the device promises.
+    pub fn durability(&self) -> Durability {
+        self.config.durability
+    }
+
     /// Whether operations are accepted.
     pub fn is_running(&self) -> bool {
         self.state == StoreState::Running && !self.closing
@@ -192,6 +197,10 @@ impl Store {
                 // Something in front waits already: it goes on when what it waits for happens.
                 if self.waiting.is_none() {
                     self.pump_queue();
+                    // What it waits for may be a checkpoint, and nothing else may be under way that would begin it.
+                    if self.waiting.is_some() {
+                        self.checkpoint_pump();
+                    }
                 }
             }
         }
@@ -287,7 +296,7 @@ impl Store {
         if !self.closing || self.state != StoreState::Running || !self.is_quiet() {
             return;
         }
-        if self.commit.recorded < self.commit.durable {
+        if self.commit.recorded < self.commit.executed {
             self.mark_wanted = true;
         } else if self.jobs.len() == 0 && self.out.is_empty() {
             self.state = StoreState::Closed;
@@ -326,11 +335,12 @@ impl Store {
             return true;
         }
         let c = &self.commit;
-        assert!(c.recorded <= c.durable && c.durable <= c.written, "{:?} {:?} {:?}", c.recorded, c.durable, c.written);
+        let order = [c.recorded, c.durable, c.executed, c.written];
+        assert!(order.is_sorted(), "recorded, durable, executed, written: {order:?}");
         assert_eq!(
-            c.durable.0 + c.pending_count() as u64 + 1,
+            c.executed.0 + c.pending_count() as u64 + 1,
             self.log.next_lsn().0,
-            "every entry is durable or pending"
+            "every entry is executed or pending"
         );
         assert!(self.log.used() <= self.log.capacity());
         assert!(self.index.staged_count() + self.reserved.staged <= self.geometry.staged_max());

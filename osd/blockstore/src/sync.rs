@@ -1,4 +1,4 @@
-//! Sync: since an operation is reported done only when it is durable, a sync waits for what was submitted before it.
+//! Sync: waits until what was submitted before it is durable, and has it flushed, lazy changes too.
 
 use cluster_proto::shard::ShardOutcome;
 

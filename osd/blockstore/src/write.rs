@@ -47,6 +47,7 @@ struct Payload<'a> {
     sectors: SmallVec<[SectorRange; 1]>,
     data: &'a Buffer,
     crcs: &'a [u32],
+    is_lazy: bool,
 }
 
 impl Payload<'_> {
@@ -64,7 +65,12 @@ impl Payload<'_> {
 
 impl<'a> Payload<'a> {
     fn of(content: &'a ObjectContent) -> Payload<'a> {
-        Payload { sectors: SmallVec::from_slice(&content.extents), data: &content.data, crcs: &content.crcs }
+        let sectors = SmallVec::from_slice(&content.extents);
+        Payload { sectors, data: &content.data, crcs: &content.crcs, is_lazy: false }
+    }
+
+    fn of_range(sectors: &SectorRange, data: &'a Buffer, crcs: &'a [u32]) -> Payload<'a> {
+        Payload { sectors: SmallVec::from_slice(&[*sectors]), data, crcs, is_lazy: false }
     }
 }
 
@@ -72,10 +78,11 @@ impl Store {
     /// Begins a mutation with data.
     pub(crate) fn write_start(&mut self, tag: u64, op: &ShardOp) -> Result<(), Refusal> {
         match op {
-            ShardOp::Write { object, version, sectors, data, crcs, origin } => {
+            ShardOp::Write { object, version, sectors, data, crcs, origin, lazy } => {
                 check_origin(origin)?;
                 let change = Change::new(Kind::Write, *object, *version, *origin, *sectors);
-                self.write_payload(tag, change, &Payload { sectors: SmallVec::from_slice(&[*sectors]), data, crcs })
+                let payload = Payload { is_lazy: *lazy, ..Payload::of_range(sectors, data, crcs) };
+                self.write_payload(tag, change, &payload)
             }
             ShardOp::Stage { object, version, sectors, data, crcs, origin } => {
                 check_origin(origin)?;
@@ -83,14 +90,14 @@ impl Store {
                 let ranges = if sectors.count == 0 { SmallVec::new() } else { SmallVec::from_slice(&[*sectors]) };
                 let sectors = if sectors.count == 0 { SectorRange::new(0, 0) } else { *sectors };
                 let change = Change::new(Kind::Stage, *object, *version, *origin, sectors);
-                self.write_payload(tag, change, &Payload { sectors: ranges, data, crcs })
+                self.write_payload(tag, change, &Payload { sectors: ranges, data, crcs, is_lazy: false })
             }
             ShardOp::Patch { object, base, version, sectors, content } => {
                 self.patch_start(tag, *object, (*base, *version), sectors, content)
             }
             ShardOp::Repair { object, version, sectors, data, crcs } => {
                 let change = Change::new(Kind::Repair, *object, *version, Origin::NONE, *sectors);
-                self.write_payload(tag, change, &Payload { sectors: SmallVec::from_slice(&[*sectors]), data, crcs })
+                self.write_payload(tag, change, &Payload::of_range(sectors, data, crcs))
             }
             ShardOp::Restore { object, version, content } => self.restore_start(tag, *object, *version, content),
             _ => Err(Refusal::Fail(Status::Invalid)),
@@ -172,6 +179,7 @@ impl Store {
             is_new_object,
             is_staged: change.kind == Kind::Stage,
             is_privileged: is_repair || change.kind == Kind::RestoreDeleted,
+            is_lazy: payload.is_lazy,
         }
     }
 
@@ -185,7 +193,7 @@ impl Store {
 
     /// Logs an admitted change and sends its data on its way. `newest` is the object as the change finds it.
     pub(crate) fn begin_change(&mut self, tag: u64, change: Change, newest: Newest, need: &Need, data: Buffer) {
-        let place = self.log_append(&change);
+        let place = self.log_append(&change, need.is_lazy);
         let undo = if change.kind == Kind::Rollback { self.index.undo(&change.object) } else { None };
         self.commit.newest.insert(change.object, newest.after(&change, undo));
         let writes_left = self.send_data(place.lsn, &change.extents, &data);

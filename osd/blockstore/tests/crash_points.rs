@@ -19,7 +19,10 @@ use support::model::{Model, object, write};
 struct Run {
     /// State after each prefix of the mutations that were submitted and not refused.
     states: Rc<Vec<Model>>,
+    /// Mutations that a power cut must leave: reported durable, or before a sync that was.
     acknowledged: usize,
+    /// Mutations that were reported at all, lazy ones too: the death of the process alone must leave them.
+    written: usize,
     steps: u64,
     device: Device,
 }
@@ -34,6 +37,8 @@ struct Workload {
     ops: usize,
     batch: u64,
     fill: bool,
+    /// Of 100 writes, so many need not be durable when reported; and there are syncs.
+    lazy: u64,
 }
 
 /// Plays a workload on top of `base` until the device has taken `stop` writes and flushes.
@@ -47,9 +52,11 @@ fn play(w: &Workload, base: &Model, device: Device, stop: Option<u64>) -> (Run, 
     let mut ahead = base.clone();
     let mut counter = 1000 + base.objects.values().map(|o| o.version.0).max().unwrap_or(0);
     let mut submitted: Vec<(u64, ShardOp)> = Vec::new();
+    let mut syncs = Vec::new();
     for _ in 0..w.ops {
         for _ in 0..1 + rng.below(w.batch) {
-            let op = ahead.random_op(&mut rng, w.objects, w.sectors, &mut counter);
+            let mut op = ahead.random_op(&mut rng, w.objects, w.sectors, &mut counter);
+            make_lazy(&mut op, w.lazy > 0 && rng.chance(w.lazy));
             let tag = driver.submit(op.clone());
             driver.issue();
             // Refused at once: it never was.
@@ -60,6 +67,9 @@ fn play(w: &Workload, base: &Model, device: Device, stop: Option<u64>) -> (Run, 
         }
         let steps = rng.below(2 * w.batch + 2);
         (0..steps).for_each(|_| _ = driver.step());
+        if w.lazy > 0 && rng.chance(12) {
+            syncs.push(driver.submit(ShardOp::Sync));
+        }
         if rng.chance(5) {
             driver.store.handle_idle();
             driver.issue();
@@ -74,7 +84,11 @@ fn play(w: &Workload, base: &Model, device: Device, stop: Option<u64>) -> (Run, 
         Some(ShardOutcome::Failed(status)) => panic!("{status}"),
         _ => true,
     });
-    let acknowledged = submitted.iter().filter(|(tag, _)| driver.outcomes.contains_key(tag)).count();
+    let upto = |last: Option<u64>| submitted.iter().filter(|(tag, _)| last.is_some_and(|last| *tag <= last)).count();
+    let is_done = |tag: &u64| driver.outcomes.get(tag) == Some(&ShardOutcome::Done);
+    let tags = || submitted.iter().map(|(tag, _)| *tag);
+    let acknowledged = upto(tags().chain(syncs.iter().copied()).filter(is_done).max());
+    let written = upto(tags().filter(|tag| driver.outcomes.contains_key(tag)).max()).max(acknowledged);
     let mut states = vec![base.clone()];
     for (_, op) in &submitted {
         let mut next = states[states.len() - 1].clone();
@@ -82,7 +96,13 @@ fn play(w: &Workload, base: &Model, device: Device, stop: Option<u64>) -> (Run, 
         states.push(next);
     }
     let steps = driver.device.steps;
-    (Run { states: Rc::new(states), acknowledged, steps, device: driver.device }, steps)
+    (Run { states: Rc::new(states), acknowledged, written, steps, device: driver.device }, steps)
+}
+
+fn make_lazy(op: &mut ShardOp, is_lazy: bool) {
+    if let ShardOp::Write { lazy, .. } | ShardOp::Zero { lazy, .. } = op {
+        *lazy = is_lazy;
+    }
 }
 
 /// Fills the store with objects that the workload does not touch, until only overwrites pass: then every freed sector is
@@ -103,7 +123,8 @@ fn fill(mut model: Model, device: Device) -> (Model, Device) {
     assert_eq!(driver.call(write(object(9), Version(1), SectorRange::new(0, 1), Origin::NONE)), NO_SPACE);
     // A little room, so that overwrites of one object need not wait for each other.
     let sectors = SectorRange::new(0, 1024);
-    let room = ShardOp::Zero { object: object(10), version: Version(version + 1), sectors, origin: Origin::NONE };
+    let room =
+        ShardOp::Zero { object: object(10), version: Version(version + 1), sectors, origin: Origin::NONE, lazy: false };
     assert_eq!(driver.call(room.clone()), ShardOutcome::Done);
     model.apply(&room);
     driver.rest();
@@ -181,7 +202,7 @@ fn attack(w: Workload, warm_up: usize, durability: Durability, per_point: usize)
         (base, device) = fill(base, device);
     }
     let (whole, steps) = play(&w, &base, device.clone(), None);
-    assert_eq!(whole.acknowledged + 1, whole.states.len());
+    assert_eq!(whole.written + 1, whole.states.len());
     let (mut recoveries, mut cuts, mut undone) = (0, 0, 0);
     for stop in 1..=steps {
         let (run, _) = play(&w, &base, device.clone(), Some(stop));
@@ -225,16 +246,16 @@ fn second_crash(w: &Workload, base: &Model, device: Device, rng: &mut Rng, what:
     let mut count = 0;
     for fate in thin(fates(&run.device, rng, 3), 5, rng) {
         let what = format!("{what}, then seed {} fate {fate:?}", next.seed);
-        count += crash_in_recovery(&run, run.device.after_cut(&fate), rng, &what);
+        count += crash_in_recovery(&run, run.acknowledged, run.device.after_cut(&fate), rng, &what);
     }
     // The process alone dies: what it wrote is visible to the next one, but not yet safe.
     let what = format!("{what}, then seed {} killed", next.seed);
-    count + crash_in_recovery(&run, run.device.after_kill(), rng, &what)
+    count + crash_in_recovery(&run, run.written, run.device.after_kill(), rng, &what)
 }
 
 /// Crashes at a write of the recovery itself: the state that was shown must stay.
-fn crash_in_recovery(run: &Run, device: Device, rng: &mut Rng, what: &str) -> u64 {
-    let (_, first) = recover(run, device.clone(), what);
+fn crash_in_recovery(run: &Run, least: usize, device: Device, rng: &mut Rng, what: &str) -> u64 {
+    let (_, first) = recover(&Run { acknowledged: least, ..run_of(run) }, device.clone(), what);
     let mut recovering = Driver::start(device, 6);
     recovering.stop_at = Some(1 + rng.below(4));
     recovering.run();
@@ -253,8 +274,17 @@ fn run_of(run: &Run) -> Run {
     Run { states: run.states.clone(), device: Device::new(0, run.device.durability), ..*run }
 }
 
-const SMALL: Workload =
-    Workload { seed: 1, bytes: 3 << 20, log: 128 << 10, objects: 6, sectors: 40, ops: 12, batch: 6, fill: false };
+const SMALL: Workload = Workload {
+    seed: 1,
+    bytes: 3 << 20,
+    log: 128 << 10,
+    objects: 6,
+    sectors: 40,
+    ops: 12,
+    batch: 6,
+    fill: false,
+    lazy: 0,
+};
 const BOTH: [Durability; 2] = [Durability::WriteThrough, Durability::Flush];
 
 #[test]
@@ -303,6 +333,37 @@ fn every_crash_of_single_writes_recovers_to_a_prefix() {
     for durability in BOTH {
         let w = Workload { seed: 21, batch: 1, ops: 30, objects: 2, sectors: 6, ..SMALL };
         let (recoveries, cuts) = attack(w, 5, durability, 30);
+        assert!(recoveries > 200 && cuts > 5, "{recoveries} recoveries, {cuts} with a cut");
+    }
+}
+
+#[test]
+fn every_crash_of_a_lazy_workload_recovers_to_a_prefix_with_all_that_was_synced() {
+    for durability in BOTH {
+        for lazy in [60, 100] {
+            let (recoveries, cuts) = attack(Workload { seed: 3, lazy, ..SMALL }, 0, durability, 24);
+            assert!(recoveries > 200 && cuts > 20, "{recoveries} recoveries, {cuts} with a cut");
+        }
+    }
+}
+
+#[test]
+fn every_crash_of_a_lazy_workload_on_a_full_device_recovers_to_a_prefix() {
+    for durability in BOTH {
+        let full = Workload { seed: 34, bytes: 1 << 20, objects: 4, sectors: 48, ops: 10, lazy: 80, ..SMALL };
+        let reuse = Workload { seed: 54, bytes: 1 << 20, objects: 2, sectors: 5, fill: true, lazy: 90, ..SMALL };
+        for (w, warm_up) in [(full, 60), (reuse, 12)] {
+            let (recoveries, cuts) = attack(w, warm_up, durability, 12);
+            assert!(recoveries > 200 && cuts > 5, "{recoveries} recoveries, {cuts} with a cut");
+        }
+    }
+}
+
+#[test]
+fn every_crash_of_a_lazy_workload_while_the_log_wraps_recovers_to_a_prefix() {
+    for durability in BOTH {
+        let w = Workload { seed: 43, batch: 2, ops: 30, objects: 3, lazy: 85, ..SMALL };
+        let (recoveries, cuts) = attack(w, 40, durability, 8);
         assert!(recoveries > 200 && cuts > 5, "{recoveries} recoveries, {cuts} with a cut");
     }
 }

@@ -279,6 +279,7 @@ fn senseless_operations_are_invalid() {
             data: data.clone(),
             crcs: crcs.clone(),
             origin: Origin::NONE,
+            lazy: false,
         },
         ShardOp::Write {
             object,
@@ -287,9 +288,16 @@ fn senseless_operations_are_invalid() {
             data: data.clone(),
             crcs: crcs.clone(),
             origin: Origin::NONE,
+            lazy: false,
         },
-        ShardOp::Zero { object, version, sectors: SectorRange::new(u32::MAX, u32::MAX), origin: Origin::NONE },
-        ShardOp::Zero { object, version, sectors: SectorRange::new(0, 0), origin: Origin::NONE },
+        ShardOp::Zero {
+            object,
+            version,
+            sectors: SectorRange::new(u32::MAX, u32::MAX),
+            origin: Origin::NONE,
+            lazy: false,
+        },
+        ShardOp::Zero { object, version, sectors: SectorRange::new(0, 0), origin: Origin::NONE, lazy: false },
         ShardOp::Read { object, sectors: SectorRange::new(1000, 100) },
         ShardOp::Delete { object, version: Version(5), origin: Origin::NONE },
         ShardOp::Restore {

@@ -276,7 +276,7 @@ fn a_freed_sector_is_not_reused_before_that_is_recorded() {
     }
     // Room to grow by a little, so that overwrites of one object need not wait for each other.
     let sectors = SectorRange::new(0, 1024);
-    let room = ShardOp::Zero { object: object(10), version: Version(20), sectors, origin: Origin::NONE };
+    let room = ShardOp::Zero { object: object(10), version: Version(20), sectors, origin: Origin::NONE, lazy: false };
     assert_eq!(d.call(room), ShardOutcome::Done);
     d.rest();
     let both = [d.submit(wide(0, 2)), d.submit(wide(0, 3))];
@@ -303,7 +303,8 @@ fn what_a_commit_frees_is_not_reused_before_that_is_recorded() {
             (10..60).for_each(|n| _ = d.call(fill(n)));
         }
         let sectors = SectorRange::new(0, 1024);
-        let room = ShardOp::Zero { object: object(10), version: Version(20), sectors, origin: Origin::NONE };
+        let room =
+            ShardOp::Zero { object: object(10), version: Version(20), sectors, origin: Origin::NONE, lazy: false };
         assert_eq!(d.call(room), ShardOutcome::Done);
         d.rest();
         // New sectors, so that nothing is freed before: freed runs are let go in order.

@@ -153,7 +153,7 @@ fn what_a_change_replaced_outlives_crashes_and_checkpoints() {
 fn a_later_change_commits_and_what_replaces_the_object_drops() {
     let zero = |n: u32, v: u64| {
         let (object, version, sectors) = (object(n), Version(v), range(1, 1));
-        ShardOp::Zero { object, version, sectors, origin: Origin::NONE }
+        ShardOp::Zero { object, version, sectors, origin: Origin::NONE, lazy: false }
     };
     let patch = ShardOp::Patch {
         object: object(0),
@@ -417,7 +417,13 @@ fn parts_fetched_and_patched_make_a_copy_equal() {
     for (v, sectors) in [(1, range(0, 10)), (2, range(3, 2)), (3, range(12, 3)), (4, range(14, 4))] {
         assert_eq!(d.call(put(0, v, sectors)), DONE);
     }
-    let zero = ShardOp::Zero { object: object(0), version: Version(5), sectors: range(6, 2), origin: Origin::NONE };
+    let zero = ShardOp::Zero {
+        object: object(0),
+        version: Version(5),
+        sectors: range(6, 2),
+        origin: Origin::NONE,
+        lazy: false,
+    };
     assert_eq!(d.call(zero), DONE);
     // Part 1 of the same object missed everything after the first write.
     assert_eq!(object(1), object(0).shard(1));

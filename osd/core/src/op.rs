@@ -70,6 +70,8 @@ pub(crate) struct ClientOp {
     /// Of a change: the version it makes. Of a read: the one copies must have ([`crate::pg::Pg::shown_version`]), or none.
     pub version: Version,
     pub failed: Option<Status>,
+    /// Of a change: some member has it only in its device's volatile cache.
+    pub unsynced: bool,
     /// Its pool is erasure-coded.
     pub coded: bool,
     /// What reads and writes of an erasure-coded object have gathered.

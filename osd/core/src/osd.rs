@@ -131,6 +131,8 @@ pub struct Osd {
     pub(crate) scrub: ScrubPace,
     pub(crate) code: Codes,
     pub(crate) purge: Purge,
+    /// Our store was given lazy changes in this run: what it shows need not be durable.
+    pub(crate) lazy_seen: bool,
     suspects: BTreeSet<Member>,
     last_refusal: String,
     tick: Millis,
@@ -168,6 +170,7 @@ impl Osd {
             scrub: ScrubPace::default(),
             code: Codes::default(),
             purge: Purge::default(),
+            lazy_seen: false,
             suspects: BTreeSet::new(),
             last_refusal: String::new(),
             tick: 0,
@@ -626,6 +629,7 @@ impl Osd {
         pg.scrubs.changes += u64::from(mutation);
         if peer == pg.own() {
             op.local = if mutation { Local::Mutation } else { Local::Read };
+            self.lazy_seen |= shard_op.is_lazy();
             pg.local_mutations += u32::from(mutation);
             let degraded = pg.is_degraded();
             pg.dirty.follow(&shard_op, degraded, |object| shard.head(object).map(|h| h.version).unwrap_or_default());

@@ -186,8 +186,7 @@ impl Osd {
         self.start(shard, id);
     }
 
-    /// Every change answered before becomes durable past the members' volatile caches. With stores that answer only what is durable
-    /// there is nothing to wait for but their word.
+    /// Every change of the PG answered before in this interval becomes durable past the members' volatile caches.
     pub(crate) fn sync_start(&mut self, shard: &dyn ShardIndex, id: OpId) {
         let Some(op) = self.ops.get_mut(id) else { return };
         let Some(members) = self.pgs.get(&op.pg).map(|pg| pg.acting()) else { return };

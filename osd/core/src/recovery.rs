@@ -344,8 +344,9 @@ impl Osd {
         id: OpId,
         version: Version,
         base: Option<Version>,
-        content: ObjectContent,
+        mut content: ObjectContent,
     ) {
+        let is_lazy = self.is_of_lazy_pool(id);
         let Some(recovery) = self.recovery_mut(id) else { return };
         recovery.stage = Stage::Copying;
         let Some((pg, object)) = self.recovery_of(id) else { return };
@@ -354,7 +355,12 @@ impl Osd {
         let sectors = base.and_then(|base| pg.dirty.since(&object, base)).map(<[SectorRange]>::to_vec);
         let change = match (base, sectors) {
             (Some(base), Some(sectors)) => ShardOp::Patch { object, base, version, sectors, content },
-            _ => ShardOp::Restore { object, version, content },
+            _ => {
+                if is_lazy {
+                    forget_others(&mut content);
+                }
+                ShardOp::Restore { object, version, content }
+            }
         };
         if stale == 0 {
             return self.recovery_finish(shard, id);
@@ -478,4 +484,13 @@ impl Pg {
         let sectors = self.dirty.since(object, base)?;
         (!sectors.is_empty()).then(|| (base, sectors.to_vec()))
     }
+}
+
+/// A member may have kept lazy changes that the others lost with their power, and remember their requests. They are not in the copy that
+/// it is given, so they did not take effect.
+fn forget_others(content: &mut ObjectContent) {
+    if content.requests.len() == WIRE_REQUESTS_MAX {
+        content.requests.remove(0);
+    }
+    content.requests.insert(0, AppliedRequest::undone_above(Version::NONE));
 }

@@ -14,10 +14,11 @@ use cluster_proto::layout::{PgScope, SectorRange};
 use cluster_proto::limits::{CLIENT_WINDOW, OSD_REQUEST_BYTES_MAX, OSD_REQUESTS_MAX};
 use cluster_proto::link::{LinkId, Millis};
 use cluster_proto::locks::{Access, Hold};
+use cluster_proto::map::ImmediateCommit;
 use cluster_proto::shard::{Allocation, RequestState, ShardIndex, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{Message, Reply, ReplyBody, Request, RequestOp};
-use cluster_proto::{PgId, Version};
+use cluster_proto::{Epoch, PgId, Version};
 use smallvec::smallvec;
 
 use crate::latency::OpClass;
@@ -93,6 +94,7 @@ impl Osd {
             exclusive: false,
             version: Version::NONE,
             failed: None,
+            unsynced: false,
             ec: None,
             trace: Trace::new(self.now_us),
             coded: self.pgs.get(&pg).is_some_and(|pg| pg.is_coded()),
@@ -154,15 +156,21 @@ impl Osd {
 
     /// The PG is active and no overlapping request is before this one.
     pub(crate) fn start(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
+        if self.is_of_past_epoch(id) {
+            return self.finish(id, Status::Retry, Version::NONE, ReplyBody::Empty);
+        }
         if self.waits_for_recovery(shard, id) {
             return;
         }
+        let (lazy_seen, epoch) = (self.lazy_seen, self.epoch_of(id));
         let Some(op) = self.ops.client_mut(id) else { return };
         op.trace.enter(self.now_us, Cause::Stores);
         if op.request.op.is_mutation() && !op.exclusive {
             match shard.request(op.client, op.request.seq) {
                 RequestState::Unknown => {}
                 RequestState::Applied(version) => {
+                    // What was here when the interval began was made durable then, by all members.
+                    op.unsynced = lazy_seen && Some(version.epoch()) == epoch;
                     return self.finish(id, Status::Ok, version, ReplyBody::Empty);
                 }
                 // The client has its answer: a copy of the request that was long on its way. An answer cannot hurt.
@@ -177,6 +185,24 @@ impl Osd {
             RequestOp::Write { .. } | RequestOp::Zero(_) | RequestOp::Delete => self.write_start(shard, id),
             RequestOp::Sync => self.sync_start(shard, id),
         }
+    }
+
+    /// Whether an operation's pool answers changes before they are durable.
+    pub(crate) fn is_of_lazy_pool(&mut self, id: OpId) -> bool {
+        let pool = self.ops.get_mut(id).map(|op| op.pg.pool).and_then(|pool| self.map.pools.get(&pool));
+        pool.is_some_and(|pool| pool.immediate_commit != ImmediateCommit::All)
+    }
+
+    /// The present epoch of an operation's PG.
+    fn epoch_of(&mut self, id: OpId) -> Option<Epoch> {
+        let pg = self.ops.get_mut(id)?.pg;
+        self.pgs.get(&pg).map(|pg| pg.epoch())
+    }
+
+    /// Whether a request was meant for an earlier interval only: its client has to repeat others first.
+    fn is_of_past_epoch(&mut self, id: OpId) -> bool {
+        let present = self.epoch_of(id);
+        self.ops.client_mut(id).is_some_and(|op| op.request.only_in_epoch && Some(op.request.epoch) != present)
     }
 
     /// Which sectors hold data, as far as we can tell at once.
@@ -281,7 +307,8 @@ impl Osd {
         self.measure(op.pg, &client_op);
         self.held.remove(&(client_op.client, client_op.request.seq));
         self.held_bytes.remove(&client_op.request.op);
-        self.reply(&client_op.links, Reply { seq: client_op.request.seq, status, version, body });
+        let unsynced = client_op.unsynced && status == Status::Ok;
+        self.reply(&client_op.links, Reply { seq: client_op.request.seq, status, version, unsynced, body });
         if let Some(state) = self.pgs.get_mut(&op.pg)
             && hold_of(&client_op, id).is_some()
         {
@@ -433,6 +460,7 @@ impl Osd {
             if let Some(op) = self.ops.client_mut(id) {
                 (op.stage, op.exclusive, op.failed, op.ec) = (Stage::Waiting, false, None, None);
                 op.trace.enter(self.now_us, Cause::Pg);
+                op.unsynced = false;
             }
             return id;
         }
@@ -448,7 +476,7 @@ impl Osd {
             self.ops.remove(id);
         }
         (client_op.stage, client_op.exclusive, client_op.failed) = (Stage::Waiting, false, None);
-        client_op.ec = None;
+        (client_op.ec, client_op.unsynced) = (None, false);
         client_op.trace.enter(self.now_us, Cause::Pg);
         let key = (client_op.client, client_op.request.seq);
         let fresh = self.new_op(pg, Kind::Client(client_op));

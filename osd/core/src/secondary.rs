@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use cluster_proto::limits::EARLY_QUERIES_MAX;
 use cluster_proto::link::{LinkId, Millis};
 use cluster_proto::map::Member;
-use cluster_proto::shard::{Buckets, ShardIndex, ShardOutcome};
+use cluster_proto::shard::{Buckets, ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{Deposed, Message, PeerInfo, PeerList, PeerObjects, PeerQuery, SubReply, SubRequest};
 use cluster_proto::{PgId, PgScope, limits};
@@ -37,6 +37,7 @@ impl Osd {
         };
         let mutation = request.op.is_mutation();
         pg.local_mutations += u32::from(mutation);
+        self.lazy_seen |= request.op.is_lazy();
         let degraded = pg.is_degraded();
         pg.dirty.follow(&request.op, degraded, |object| shard.head(object).map(|h| h.version).unwrap_or_default());
         let local = if mutation { Local::Mutation } else { Local::Read };
@@ -88,8 +89,18 @@ impl Osd {
         // An older epoch: its primary will learn of the newer one from the state store.
         if query.epoch == pg.epoch() && pg.map().primary() == Some(from) && is_new {
             pg.join_round(held);
+            self.sync_before_peering(query.pg);
             self.answer_query(now, shard, query.pg);
         }
+    }
+
+    /// What peering sees of our store must be durable, because others come to rely on our having it. Counts as a change that the round
+    /// waits for.
+    pub(crate) fn sync_before_peering(&mut self, id: PgId) {
+        let Some(pg) = self.pgs.get_mut(&id).filter(|_| self.lazy_seen) else { return };
+        pg.local_mutations += 1;
+        let op = self.ops.insert(Op { local: Local::Mutation, ..Op::new(self.now_us, id, Kind::Background) });
+        self.outputs.push_back(Output::Local { tag: op.0, op: ShardOp::Sync });
     }
 
     /// Keeps the latest query of a PG until we know as much as its sender. PGs that do not exist can be named without end: whoever

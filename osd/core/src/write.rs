@@ -4,7 +4,8 @@
 //! store directly and of the other members' through their `secondary.rs`. For erasure-coded objects `ec/write.rs` comes first.
 //!
 //! The primary gives the change its version, sends it to the members that have the object and to its own store in parallel, and
-//! answers when all of them hold it durably: two network round trips, one device latency.
+//! answers when all of them hold it durably, or, if the pool lets it be lazy, have written it: two network round trips, one device
+//! latency.
 
 use cluster_proto::ids::{ObjectId, PgId, Version};
 use cluster_proto::layout::SectorRange;
@@ -31,7 +32,7 @@ impl Osd {
             // Nothing is stored, so nothing has to change: the range reads as zeroes already.
             return self.finish(id, Status::Ok, Version::NONE, ReplyBody::Empty);
         }
-        let whole = whole_object(&client_op.request.op, pool);
+        let (whole, immediate) = (whole_object(&client_op.request.op, pool), pool.immediate_commit);
         if pg.is_coded() && !whole {
             return self.ec_write_start(shard, id);
         }
@@ -42,7 +43,8 @@ impl Osd {
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
         let (version, members) = (pg.next_version(), pg.holders(&object));
         let Some(client_op) = self.ops.client_mut(id) else { return };
-        let Some(change) = change(client_op, whole, version) else { return };
+        let lazy = !client_op.coded && immediate.is_lazy(payload_bytes(&client_op.request.op));
+        let Some(change) = change(client_op, whole, lazy, version) else { return };
         (client_op.stage, client_op.version) = (Stage::Committing, version);
         self.send_to(shard, id, members, change);
     }
@@ -69,6 +71,7 @@ impl Osd {
         let Kind::Client(client_op) = &mut op.kind else { return };
         match outcome {
             ShardOutcome::Done => {}
+            ShardOutcome::Written => client_op.unsynced = true,
             ShardOutcome::Failed(status) => client_op.failed = Some(status),
             _ => client_op.failed = Some(Status::Invalid),
         }
@@ -137,6 +140,14 @@ impl crate::pg::Pg {
     }
 }
 
+/// What counts for a pool that lets large changes be lazy.
+fn payload_bytes(op: &RequestOp) -> usize {
+    match op {
+        RequestOp::Write { data, .. } => data.len(),
+        _ => 0,
+    }
+}
+
 /// Whether the whole object is removed. A zeroed whole object is deleted, which also frees its metadata.
 fn whole_object(op: &RequestOp, pool: &PoolConfig) -> bool {
     match op {
@@ -147,13 +158,14 @@ fn whole_object(op: &RequestOp, pool: &PoolConfig) -> bool {
 }
 
 /// The shard operation that carries out a request on a copy of the object.
-fn change(op: &ClientOp, whole: bool, version: Version) -> Option<ShardOp> {
+fn change(op: &ClientOp, whole: bool, lazy: bool, version: Version) -> Option<ShardOp> {
     let object = op.request.object;
     let origin = op.origin();
     Some(match &op.request.op {
         _ if whole => ShardOp::Delete { object, version, origin },
         RequestOp::Write { sectors, data, crcs } => {
-            ShardOp::Write { object, version, sectors: *sectors, data: data.clone(), crcs: crcs.clone(), origin }
+            let (sectors, data, crcs) = (*sectors, data.clone(), crcs.clone());
+            ShardOp::Write { object, version, sectors, data, crcs, origin, lazy }
         }
         RequestOp::CompareAndWrite { sectors, data, crcs } => ShardOp::Write {
             object,
@@ -162,8 +174,10 @@ fn change(op: &ClientOp, whole: bool, version: Version) -> Option<ShardOp> {
             data: data.slice(sectors.bytes()..),
             crcs: crcs[sectors.count as usize..].into(),
             origin,
+            // Its client cannot keep it: repeated, it might not match.
+            lazy: false,
         },
-        RequestOp::Zero(sectors) => ShardOp::Zero { object, version, sectors: *sectors, origin },
+        RequestOp::Zero(sectors) => ShardOp::Zero { object, version, sectors: *sectors, origin, lazy },
         RequestOp::Delete | RequestOp::Read(_) | RequestOp::Sync | RequestOp::Allocation(_) => return None,
     })
 }

@@ -110,7 +110,7 @@ impl Client {
         let pg = object.pg(self.pg_count).index;
         // Everything is answered before a waiting request is sent; those that do not wait keep the window open.
         let floor = seq.saturating_sub(1000).max(1);
-        self.send(&Message::Request(Request { seq, floor, epoch: Epoch(0), pg, object, op }));
+        self.send(&Message::Request(Request { seq, floor, epoch: Epoch(0), only_in_epoch: false, pg, object, op }));
     }
 
     pub fn next_reply(&mut self) -> Reply {

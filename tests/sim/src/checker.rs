@@ -5,7 +5,9 @@
 //! operations can be put in an order that respects real time and in which every read returns what was last written
 //! (Wing and Gong's search, with Lowe's memory of visited states).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use crate::losses::{Losses, is_explained_by_losses};
 
 /// Unit of the check. Bytes.
 pub const CHUNK: u64 = 512;
@@ -41,12 +43,17 @@ pub struct Entry {
     pub did: Did,
     /// Number of the operation, for people.
     pub op: u64,
+    /// The client's run.
+    pub client: u64,
+    /// A change that may be lost with the power until its client has flushed.
+    pub lazy: bool,
 }
 
 /// All chunks' histories.
 #[derive(Default)]
 pub struct History {
     chunks: BTreeMap<u64, Vec<Entry>>,
+    losses: Losses,
 }
 
 impl History {
@@ -56,6 +63,16 @@ impl History {
             return;
         }
         self.chunks.entry(chunk).or_default().push(entry);
+    }
+
+    /// A client flushed.
+    pub fn add_sync(&mut self, client: u64, start: u64, end: Option<u64>) {
+        self.losses.syncs.extend(end.map(|end| (client, start, end)));
+    }
+
+    /// When power was cut, ascending, and which clients died.
+    pub fn set_cuts(&mut self, cuts: Vec<u64>, dead: BTreeSet<u64>) {
+        (self.losses.cuts, self.losses.dead) = (cuts, dead);
     }
 
     /// Number of entries.
@@ -80,7 +97,7 @@ impl History {
                     entries.len()
                 ));
             }
-            if !is_linearizable(entries) {
+            if !is_linearizable(entries) && !is_explained_by_losses(entries, &self.losses) {
                 let mut sorted = entries.clone();
                 sorted.sort_by_key(|e| e.start);
                 let lines: Vec<String> = sorted.iter().map(|e| format!("  {e:?}")).collect();
@@ -92,7 +109,7 @@ impl History {
 }
 
 /// Value after the operation, if it could take place at `value`.
-fn apply(did: Did, value: u64) -> Option<u64> {
+pub(crate) fn apply(did: Did, value: u64) -> Option<u64> {
     match did {
         Did::Write(new) => Some(new),
         Did::Read(found) => (found == value).then_some(value),
@@ -126,7 +143,7 @@ fn is_linearizable(entries: &[Entry]) -> bool {
     false
 }
 
-fn mask(indexes: impl Iterator<Item = usize>) -> u128 {
+pub(crate) fn mask(indexes: impl Iterator<Item = usize>) -> u128 {
     indexes.fold(0, |set, i| set | 1 << i)
 }
 
@@ -135,8 +152,11 @@ mod tests {
     use super::*;
 
     fn check(entries: &[(u64, Option<u64>, Did)]) -> bool {
-        let entries: Vec<_> =
-            entries.iter().enumerate().map(|(i, &(start, end, did))| Entry { start, end, did, op: i as u64 }).collect();
+        let entries: Vec<_> = entries
+            .iter()
+            .enumerate()
+            .map(|(i, &(start, end, did))| Entry { start, end, did, op: i as u64, client: 0, lazy: false })
+            .collect();
         is_linearizable(&entries)
     }
 

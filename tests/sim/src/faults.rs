@@ -53,6 +53,9 @@ impl FaultPlan {
 /// Lets one thing go wrong.
 pub fn strike(world: &mut World) {
     let plan = world.faults;
+    if world.cuts_power() {
+        return;
+    }
     match world.rng.below(19) {
         0..=2 if plan.crashes => crash_one(world),
         3 if plan.crashes => crash_all(world),

@@ -13,6 +13,9 @@ struct Arguments {
     /// Seeds to run: FIRST..END (END not included), or one number.
     #[arg(long, default_value = "0..200", value_parser = parse_seeds)]
     seeds: Range<u64>,
+    /// Of these, only seeds with a lazy pool.
+    #[arg(long)]
+    lazy: bool,
     /// Print every event.
     #[arg(long)]
     trace: bool,
@@ -63,6 +66,9 @@ fn work(next: &AtomicU64, arguments: &Arguments) -> [u64; 9] {
         let seed = next.fetch_add(1, Ordering::Relaxed);
         if seed >= arguments.seeds.end {
             return counts;
+        }
+        if arguments.lazy && !sim::world::is_lazy(seed) {
+            continue;
         }
         counts[0] += 1;
         let result = std::panic::catch_unwind(|| sim::world::run(seed, arguments.trace));

@@ -137,6 +137,11 @@ pub struct ClientNode {
 }
 
 impl ClientNode {
+    /// Tells this run of the client from all others.
+    pub fn run_number(&self) -> u64 {
+        u64::from(self.node.0) << 32 | u64::from(self.life)
+    }
+
     /// A new run of a client.
     pub fn new(
         (node, life): (NodeId, u32),

@@ -2,6 +2,7 @@
 
 use buffer::{Buffer, BufferMut};
 use cluster_client::{ImageOp, ImageReply};
+use cluster_proto::map::ImmediateCommit;
 use cluster_proto::{SECTOR, Status};
 
 use crate::checker::{CHUNK, Did, Entry, History};
@@ -16,6 +17,8 @@ pub enum Kind {
     Write,
     /// Write zeroes, discard or object deletion.
     Zero,
+    /// Make everything answered durable.
+    Flush,
     /// Compare one chunk with the content of this operation (0: zeroes) and write.
     Swap {
         /// Whose content is expected.
@@ -40,6 +43,23 @@ pub struct Record {
     pub found: Vec<u64>,
     /// For a swap: whether it succeeded.
     pub swapped: Option<bool>,
+    /// The client's run.
+    pub client: u64,
+    /// Whole sectors that it changes may be lost with the power until the client has flushed.
+    pub lazy: bool,
+}
+
+impl Record {
+    /// An operation that has not begun.
+    pub fn new(kind: Kind, offset: u64, len: u64) -> Record {
+        Record { start: 0, end: None, kind, offset, len, found: Vec::new(), swapped: None, client: 0, lazy: false }
+    }
+
+    /// Whether what it does to a chunk may be lost. Of partial sectors only the compare-and-write that changes them is known.
+    fn is_lazy_at(&self, chunk: u64) -> bool {
+        let sector = chunk * CHUNK / SECTOR as u64 * SECTOR as u64;
+        self.lazy && self.offset <= sector && sector + SECTOR as u64 <= self.offset + self.len
+    }
 }
 
 /// Content of chunk `chunk` as written by operation `op`; operation 0 stands for zeroes.
@@ -90,8 +110,7 @@ pub fn make(rng: &mut Rng, shape: Shape, op: u64) -> (Record, ImageOp) {
     }
     offset = offset.min(shape.size - CHUNK);
     len = len.min(shape.size - offset);
-    let record =
-        |kind, offset, len| Record { start: 0, end: None, kind, offset, len, found: Vec::new(), swapped: None };
+    let record = Record::new;
     match rng.below(20) {
         0..=7 => (record(Kind::Read, offset, len), ImageOp::Read { offset, len }),
         8..=15 => (record(Kind::Write, offset, len), ImageOp::Write { offset, data: fill(op, offset, len) }),
@@ -152,7 +171,7 @@ pub fn answered(record: &mut Record, stamp: u64, reply: Result<ImageReply, Statu
             }
             Ok(())
         }
-        (Kind::Write | Kind::Zero, Ok(ImageReply::Done)) => Ok(()),
+        (Kind::Write | Kind::Zero | Kind::Flush, Ok(ImageReply::Done)) => Ok(()),
         (Kind::Swap { .. }, Ok(ImageReply::Done)) => {
             record.swapped = Some(true);
             Ok(())
@@ -165,11 +184,27 @@ pub fn answered(record: &mut Record, stamp: u64, reply: Result<ImageReply, Statu
     }
 }
 
+/// Whether an operation may be answered before it is durable, in a pool of this kind.
+pub fn is_lazy(record: &Record, op: &ImageOp, pool: ImmediateCommit) -> bool {
+    let bytes = if let ImageOp::Discard { .. } | ImageOp::WriteZeroes { keep_allocated: false, .. } = op {
+        0
+    } else {
+        record.len
+    };
+    matches!(record.kind, Kind::Write | Kind::Zero)
+        && !matches!(op, ImageOp::DeleteObjects { .. })
+        && pool.is_lazy(bytes as usize)
+}
+
 /// All records as per-chunk histories.
 pub fn history(records: &[Record]) -> History {
     let mut history = History::default();
     for (index, record) in records.iter().enumerate() {
         let op = index as u64 + 1;
+        if record.kind == Kind::Flush {
+            history.add_sync(record.client, record.start, record.end);
+            continue;
+        }
         for i in 0..record.len / CHUNK {
             let chunk = record.offset / CHUNK + i;
             let did = match record.kind {
@@ -177,11 +212,14 @@ pub fn history(records: &[Record]) -> History {
                     Some(&value) => Did::Read(value),
                     None => continue,
                 },
+                Kind::Flush => continue,
                 Kind::Write => Did::Write(op),
                 Kind::Zero => Did::Write(0),
                 Kind::Swap { expect } => Did::Swap { expect, new: op, ok: record.swapped },
             };
-            history.add(chunk, Entry { start: record.start, end: record.end, did, op });
+            let lazy = record.is_lazy_at(chunk);
+            let (start, end, client) = (record.start, record.end, record.client);
+            history.add(chunk, Entry { start, end, did, op, client, lazy });
         }
     }
     history

@@ -19,6 +19,7 @@ use osd_core::Output as OsdOutput;
 
 use crate::control::Control;
 use crate::faults::{self, FaultPlan};
+use crate::lazy::Lazy;
 use crate::net::{Micros, Net, NodeId};
 use crate::nodes::{ClientNode, OsdNode};
 use crate::rng::Rng;
@@ -114,6 +115,8 @@ pub struct World {
     pub clients: Vec<ClientNode>,
     /// What may go wrong.
     pub faults: FaultPlan,
+    /// What the pool leaves to syncs.
+    pub(crate) lazy: Lazy,
     /// What all nodes have, if the cluster of this seed has a key.
     credentials: Option<Credentials>,
     /// Until then the state store does not answer.
@@ -124,8 +127,8 @@ pub struct World {
     queue: BTreeMap<(Micros, u64), Event>,
     pub(crate) stamp: u64,
     tickets: u64,
-    records: Vec<Record>,
-    shape: Shape,
+    pub(crate) records: Vec<Record>,
+    pub(crate) shape: Shape,
     /// PGs that the pool shall have.
     pub(crate) pg_count: u32,
     splits: u64,
@@ -156,24 +159,35 @@ pub fn run(seed: u64, verbose: bool) -> Result<Report, String> {
     })
 }
 
+/// Whether a seed has a lazy pool.
+pub fn is_lazy(seed: u64) -> bool {
+    Lazy::random(seed, scheme(seed, &mut Rng::new(seed))).is_lazy()
+}
+
+fn scheme(seed: u64, rng: &mut Rng) -> Scheme {
+    match rng.below(10) {
+        0 => Scheme::Replicated { copies: 1 },
+        1 | 2 => Scheme::Replicated { copies: 2 },
+        3..=6 => Scheme::Replicated { copies: 3 },
+        7 | 8 => Scheme::Ec { data: 2, parity: 1 },
+        // So wide that small changes are made from the old parity.
+        _ if seed.is_multiple_of(3) => Scheme::Ec { data: 4, parity: 1 },
+        _ => Scheme::Ec { data: 2, parity: 2 },
+    }
+}
+
 impl World {
     fn new(seed: u64, verbose: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let scheme = match rng.below(10) {
-            0 => Scheme::Replicated { copies: 1 },
-            1 | 2 => Scheme::Replicated { copies: 2 },
-            3..=6 => Scheme::Replicated { copies: 3 },
-            7 | 8 => Scheme::Ec { data: 2, parity: 1 },
-            // So wide that small changes are made from the old parity.
-            _ if seed.is_multiple_of(3) => Scheme::Ec { data: 4, parity: 1 },
-            _ => Scheme::Ec { data: 2, parity: 2 },
-        };
+        let scheme = scheme(seed, &mut rng);
         let (least, width) = (scheme.copies_needed() as u64, scheme.width() as u64);
         let min_size = rng.range(least, width + 1) as u8;
         let osd_count = width as u32 + rng.below(3) as u32;
         let pg_count = 1 << rng.below(4);
         let pool =
             PoolConfig { scheme, min_size, pg_count, block_size: BLOCK_SIZE_MIN, ..PoolConfig::replicated("pool", 1) };
+        let lazy = Lazy::random(seed, scheme);
+        let pool = PoolConfig { immediate_commit: lazy.pool, ..pool };
         let block = u64::from(pool.object_size());
         let shape = Shape { size: 3 * block + 5 * 512, block };
         let write_through = rng.one_in(3);
@@ -188,6 +202,7 @@ impl World {
             net: Net::default(),
             clients: Vec::new(),
             faults,
+            lazy,
             credentials,
             state_silent_until: 0,
             next_look: 0,
@@ -238,6 +253,8 @@ impl World {
         let limit = self.now + REST_LIMIT;
         let all_answered = |w: &World| w.clients.iter().all(|c| c.pending.is_empty());
         self.run_until(limit, all_answered).map_err(|e| format!("operations are never answered: {e}"))?;
+        self.flush_everything();
+        self.run_until(limit, all_answered).map_err(|e| format!("the final flushes are never answered: {e}"))?;
         self.read_everything();
         self.run_until(limit, all_answered).map_err(|e| format!("the final reads are never answered: {e}"))?;
         while !self.control.is_clean() {
@@ -252,7 +269,7 @@ impl World {
         self.run_until(limit, nothing_held).map_err(|e| format!("requests are left over: {e}"))?;
         self.scrub_everything()?;
         self.settle_counts();
-        workload::history(&self.records).check()?;
+        self.judge()?;
         Ok(Report {
             hash: self.hash,
             events: self.stamp,
@@ -322,7 +339,8 @@ impl World {
                 continue;
             };
             let pgs: Vec<_> = run.core.iter().flat_map(|core| core.pg_summaries()).filter(|pg| pg.primary).collect();
-            text += &format!("osd {} {:?} {:?}; ", osd.id, run.store.state(), pgs);
+            let waiting = run.store.stats().waiting;
+            text += &format!("osd {} {:?}, {waiting} operations wait, {:?}; ", osd.id, run.store.state(), pgs);
         }
         let waiting: Vec<_> = self.clients.iter().map(|c| c.pending.clone()).collect();
         format!("{text}clients wait for {waiting:?}")
@@ -426,6 +444,7 @@ impl World {
             self.count(&core.stats());
         }
         if power {
+            self.lazy.cuts.push(self.stamp);
             self.osds[osd].disk.crash(&mut self.rng);
         } else {
             self.osds[osd].disk.kill(&mut self.rng);
@@ -792,6 +811,7 @@ impl World {
     pub fn crash_client(&mut self, client: usize) {
         let old = &self.clients[client];
         let (number, life, to_do) = (old.node.0, old.life, old.to_do);
+        self.lazy.dead.insert(old.run_number());
         self.note(|| format!("client {number} dies"));
         self.break_all(NodeId(number));
         self.add_client(number, life + 1, to_do);
@@ -805,21 +825,26 @@ impl World {
         }
         if node.pending.len() < at_once {
             let op = self.records.len() as u64 + 1;
-            let (record, image_op) = workload::make(&mut self.rng, self.shape, op);
+            let (mut record, mut image_op) = workload::make(&mut self.rng, self.shape, op);
+            while self.is_left_out(&image_op) {
+                (record, image_op) = workload::make(&mut self.rng, self.shape, op);
+            }
             self.clients[client].to_do -= 1;
             self.submit(client, record, image_op);
+            self.flush_sometimes(client);
         }
         let pause = if self.rng.one_in(2) { self.rng.range(1, 1_000) } else { self.rng.range(1, 60_000) };
         self.after(pause, Event::Begin { client, life });
     }
 
-    fn submit(&mut self, client: usize, record: Record, op: ImageOp) {
+    pub(crate) fn submit(&mut self, client: usize, record: Record, op: ImageOp) {
         let number = self.records.len() as u64;
         self.note(|| {
             format!("client {client} begins {} {:?} {}+{}", number + 1, record.kind, record.offset, record.len)
         });
-        self.records.push(Record { start: self.stamp, ..record });
         let node = &mut self.clients[client];
+        let lazy = !self.osds[0].disk.is_write_through() && workload::is_lazy(&record, &op, self.lazy.pool);
+        self.records.push(Record { start: self.stamp, client: node.run_number(), lazy, ..record });
         node.pending.insert(number);
         node.core.submit(node.image, number, op);
         self.pump_client(client);
@@ -867,7 +892,7 @@ impl World {
         }
         let osd = node.0 as usize - 1;
         let Some(run) = &mut self.osds[osd].run else { return };
-        if run.device_ops == 0 {
+        if run.device_ops == 0 && self.lazy.idles {
             run.store.handle_idle();
         }
         if let Some(core) = &mut run.core {
@@ -900,8 +925,7 @@ impl World {
         while offset < self.shape.size {
             let len = (8 * SECTOR as u64).min(self.shape.size - offset);
             let kind = Kind::Read;
-            let record = Record { start: 0, end: None, kind, offset, len, found: Vec::new(), swapped: None };
-            self.submit(0, record, ImageOp::Read { offset, len });
+            self.submit(0, Record::new(kind, offset, len), ImageOp::Read { offset, len });
             offset += len;
         }
     }

@@ -340,7 +340,7 @@ mod tests {
             let found = (0..64).map(|index| map.pg_of(&layer.object(index)));
             found.map(|pg| pg.map(|pg| pg.index)).collect()
         };
-        let mut put = |map: &mut ClusterMap, index: u32, count: Option<u32>| {
+        let put = |map: &mut ClusterMap, index: u32, count: Option<u32>| {
             let count = count.map_or(String::new(), |count| format!(r#","pg-count":{count}"#));
             let value =
                 format!(r#"{{"epoch":1,"primary":1,"acting":[{{"osd":1,"incarnation":1}}],"target":[1]{count}}}"#);

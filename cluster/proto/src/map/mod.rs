@@ -18,7 +18,7 @@ pub use cluster::{ClusterInfo, ClusterMap, MapChange, SchemaError, parse};
 pub use image::{ExportConfig, ImageMeta, ImageName};
 pub use osd::{GatewayState, LatencyStats, OsdConfig, OsdState, OsdStats, RecoveryRate, WEIGHT_MAX};
 pub use pg::{Activation, DEAD_MAX, Interval, Member, PgMap, Suspicion};
-pub use pool::{PoolConfig, Scheme};
+pub use pool::{ImmediateCommit, PoolConfig, Scheme};
 pub use rules::{PlacementRules, SCATTER_WIDTH_MAX, TAGS_MAX};
 pub use scrub::{PgScrub, ScrubRequest};
 pub use settings::ClusterSettings;

@@ -138,6 +138,8 @@ pub struct OsdStats {
     pub incarnation: Incarnation,
     /// Space of the store.
     pub space: Space,
+    /// Its device may lose with its power what was not flushed: in a lazy pool, its changes are durable after a sync only.
+    pub volatile_cache: bool,
     /// Client reads answered.
     pub reads: u64,
     /// Client changes answered.

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{PlacementRules, SchemaError};
 use crate::limits::{
-    BLOCK_SIZE_DEFAULT, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, NAME_LEN_MAX, PG_COUNT_DEFAULT, PG_COUNT_MAX, REPLICAS_MAX,
-    SHARDS_MAX,
+    BLOCK_SIZE_DEFAULT, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, IMMEDIATE_COMMIT_SMALL_MAX, NAME_LEN_MAX, PG_COUNT_DEFAULT,
+    PG_COUNT_MAX, REPLICAS_MAX, SHARDS_MAX,
 };
 
 /// How a pool keeps its data.
@@ -44,6 +44,51 @@ impl Scheme {
     }
 }
 
+/// What has become durable when a change is answered. What has not is kept by the client, which sees to it with a sync and repeats the
+/// change in a new interval (docs/peering.md, "Lazy pools").
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImmediateCommit {
+    /// Nothing need be: the change is on the members' devices, perhaps in their volatile caches.
+    None,
+    /// Changes of up to [`IMMEDIATE_COMMIT_SMALL_MAX`] bytes of payload.
+    Small,
+    /// Every change.
+    #[default]
+    All,
+}
+
+impl ImmediateCommit {
+    /// Whether a change with so many bytes of payload may be answered before it is durable.
+    pub fn is_lazy(self, bytes: usize) -> bool {
+        match self {
+            ImmediateCommit::None => true,
+            ImmediateCommit::Small => bytes > IMMEDIATE_COMMIT_SMALL_MAX,
+            ImmediateCommit::All => false,
+        }
+    }
+
+    /// As it is written and asked for.
+    pub fn name(self) -> &'static str {
+        match self {
+            ImmediateCommit::None => "none",
+            ImmediateCommit::Small => "small",
+            ImmediateCommit::All => "all",
+        }
+    }
+
+    // serde's skip_serializing_if wants a reference.
+    fn is_all(&self) -> bool {
+        *self == ImmediateCommit::All
+    }
+}
+
+impl std::fmt::Display for ImmediateCommit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// Configuration of a pool.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -59,6 +104,9 @@ pub struct PoolConfig {
     pub pg_count: u32,
     /// Size of a copy or data shard of an object in bytes: a power of two, 128 KiB to 4 MiB.
     pub block_size: u32,
+    /// What is durable when it is answered. Fixed when the pool is created; erasure-coded pools have only `all` (default).
+    #[serde(default, skip_serializing_if = "ImmediateCommit::is_all")]
+    pub immediate_commit: ImmediateCommit,
     /// Which OSDs may serve it, and which together.
     #[serde(default)]
     pub placement: PlacementRules,
@@ -73,6 +121,7 @@ impl PoolConfig {
             min_size: copies / 2 + 1,
             pg_count: PG_COUNT_DEFAULT,
             block_size: BLOCK_SIZE_DEFAULT,
+            immediate_commit: ImmediateCommit::All,
             placement: PlacementRules::default(),
         }
     }
@@ -114,6 +163,12 @@ impl PoolConfig {
                 })?;
             }
         }
+        let lazy = self.immediate_commit != ImmediateCommit::All;
+        SchemaError::check(!(lazy && matches!(self.scheme, Scheme::Ec { .. })), || {
+            "immediate-commit of an erasure-coded pool must be all: shards lost with the power of two members could leave too few of any \
+             version"
+                .to_owned()
+        })?;
         SchemaError::check(
             self.block_size.checked_mul(self.scheme.copies_needed() as u32) <= Some(BLOCK_SIZE_MAX),
             || {
@@ -149,4 +204,30 @@ pub(super) fn validate_name(what: &str, name: &str) -> Result<(), SchemaError> {
     SchemaError::check(what != "pool" || !name.contains('/'), || {
         format!("pool name {name:?} contains '/': it separates pool and image, leave it out")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pools_of_copies_may_be_lazy_and_all_is_not_written() {
+        let lazy = |pool| PoolConfig { immediate_commit: ImmediateCommit::None, ..pool };
+        assert_eq!(lazy(PoolConfig::replicated("p", 3)).validate(), Ok(()));
+        let refused = lazy(PoolConfig::erasure_coded("p", 2, 1)).validate().expect_err("erasure-coded");
+        assert!(refused.to_string().contains("immediate-commit"), "{refused}");
+        let plain = serde_json::to_value(PoolConfig::replicated("p", 3)).expect("JSON");
+        assert!(plain.get("immediate-commit").is_none());
+        let written = serde_json::to_value(lazy(PoolConfig::replicated("p", 3))).expect("JSON");
+        assert_eq!(written["immediate-commit"], "none");
+        let read: PoolConfig = serde_json::from_value(plain).expect("a pool of before");
+        assert_eq!(read.immediate_commit, ImmediateCommit::All);
+    }
+
+    #[test]
+    fn small_changes_are_durable_up_to_the_limit() {
+        let small = IMMEDIATE_COMMIT_SMALL_MAX;
+        assert!(!ImmediateCommit::Small.is_lazy(small) && ImmediateCommit::Small.is_lazy(small + 1));
+        assert!(ImmediateCommit::None.is_lazy(0) && !ImmediateCommit::All.is_lazy(usize::MAX));
+    }
 }

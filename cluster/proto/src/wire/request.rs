@@ -23,6 +23,9 @@ pub struct Request {
     pub floor: u64,
     /// Epoch of the PG as the client knows it.
     pub epoch: Epoch,
+    /// Serve it in exactly this epoch, else answer [`Status::Retry`]: the client has changes of the PG that are not synced, and must
+    /// repeat them first in another.
+    pub only_in_epoch: bool,
     /// PG of the object as the client computed it.
     pub pg: u32,
     /// The object.
@@ -108,6 +111,8 @@ pub struct Reply {
     pub status: Status,
     /// Version of the object that was read or made; none where that means nothing.
     pub version: Version,
+    /// The change took effect, but a loss of power may take it back until a sync: the client keeps it, and repeats it in the next interval.
+    pub unsynced: bool,
     /// What was asked for.
     pub body: ReplyBody,
 }
@@ -128,11 +133,17 @@ pub enum ReplyBody {
     Allocation(Vec<Allocation>),
 }
 
+/// Flag of a request.
+const ONLY_IN_EPOCH: u8 = 1;
+/// Flag of an answer.
+const UNSYNCED: u8 = 1;
+
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawRequest {
     op: u8,
-    reserved: [u8; 3],
+    flags: u8,
+    reserved: [u8; 2],
     pool: U32,
     pg: U32,
     epoch: U32,
@@ -150,7 +161,7 @@ struct RawRequest {
 struct RawReply {
     status: U16,
     kind: u8,
-    reserved: u8,
+    flags: u8,
     count: U32,
     version: U64,
 }
@@ -175,7 +186,8 @@ impl Request {
             out,
             &RawRequest {
                 op: self.op.code(),
-                reserved: [0; 3],
+                flags: u8::from(self.only_in_epoch) * ONLY_IN_EPOCH,
+                reserved: [0; 2],
                 pool: self.object.pool.0.into(),
                 pg: self.pg.into(),
                 epoch: self.epoch.0.into(),
@@ -225,6 +237,7 @@ impl Request {
             seq: id,
             floor: raw.floor.get(),
             epoch: Epoch(raw.epoch.get()),
+            only_in_epoch: raw.flags & ONLY_IN_EPOCH != 0,
             pg: raw.pg.get(),
             object: ObjectId {
                 pool: PoolId(raw.pool.get()),
@@ -241,7 +254,7 @@ impl Request {
 impl Reply {
     /// An answer that carries only a status.
     pub fn status(seq: u64, status: Status) -> Reply {
-        Reply { seq, status, version: Version::NONE, body: ReplyBody::Empty }
+        Reply { seq, status, version: Version::NONE, unsynced: false, body: ReplyBody::Empty }
     }
 
     pub(super) fn put(&self, out: &mut Vec<u8>) -> Payload<'_> {
@@ -255,7 +268,7 @@ impl Reply {
             &RawReply {
                 status: (self.status as u16).into(),
                 kind,
-                reserved: 0,
+                flags: u8::from(self.unsynced) * UNSYNCED,
                 count: count.into(),
                 version: self.version.0.into(),
             },
@@ -286,6 +299,6 @@ impl Reply {
             }
             _ => return Err(r.error("reply kind")),
         };
-        Ok(Reply { seq: id, status, version: Version(raw.version.get()), body })
+        Ok(Reply { seq: id, status, version: Version(raw.version.get()), unsynced: raw.flags & UNSYNCED != 0, body })
     }
 }

@@ -46,7 +46,7 @@ struct RawSub {
     op: u8,
     deleted: u8,
     part: u8,
-    reserved: u8,
+    lazy: u8,
     pool: U32,
     pg: U32,
     epoch: U32,
@@ -223,7 +223,7 @@ impl SubRequest {
                 op: code(&self.op),
                 deleted: content.is_some_and(|c| c.deleted).into(),
                 part: object.part,
-                reserved: 0,
+                lazy: self.op.is_lazy().into(),
                 pool: self.pg.pool.0.into(),
                 pg: self.pg.index.into(),
                 epoch: self.epoch.0.into(),
@@ -274,6 +274,7 @@ impl SubRequest {
         let version = Version(raw.version.get());
         let sectors = SectorRange::new(raw.start.get(), raw.count.get());
         let origin = Origin { client: ClientId(raw.client.get()), seq: raw.seq.get(), floor: raw.floor.get() };
+        let lazy = raw.lazy != 0;
         if matches!(raw.op, 1 | 3 | 4 | 8) && !sectors.is_valid(BLOCK_SIZE_MAX) {
             return Err(r.error("sector range"));
         }
@@ -287,8 +288,8 @@ impl SubRequest {
         let op = match raw.op {
             1 => ShardOp::Read { object, sectors },
             2 => ShardOp::Fetch { object },
-            3 => ShardOp::Write { object, version, sectors, data, crcs, origin },
-            4 => ShardOp::Zero { object, version, sectors, origin },
+            3 => ShardOp::Write { object, version, sectors, data, crcs, origin, lazy },
+            4 => ShardOp::Zero { object, version, sectors, origin, lazy },
             5 => ShardOp::Delete { object, version, origin },
             6 => ShardOp::Collect { object, version },
             7 => {
@@ -335,6 +336,7 @@ impl SubReply {
         };
         match &self.outcome {
             ShardOutcome::Done => {}
+            ShardOutcome::Written => raw.kind = 5,
             ShardOutcome::Read { version, data, crcs } => {
                 (raw.kind, raw.version) = (1, version.0.into());
                 put(out, &raw);
@@ -385,6 +387,7 @@ impl SubReply {
                 ShardOutcome::Corrupt { version, sectors: sectors.into(), crcs }
             }
             4 => ShardOutcome::Failed(Status::from_u16(raw.status.get()).ok_or_else(|| r.error("status"))?),
+            5 => ShardOutcome::Written,
             _ => return Err(r.error("shard outcome kind")),
         };
         Ok(SubReply { id, outcome, free_bytes: raw.free_bytes.get() })

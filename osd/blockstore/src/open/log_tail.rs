@@ -302,7 +302,7 @@ impl Store {
             return self.fail(OpenError::LogFull);
         }
         let seq = self.log.next_seq();
-        self.log.mark(self.commit.durable, true);
+        self.log_mark(true);
         self.open_enter(Step::Recover(RecoverStep::Mark { seq }));
     }
 }

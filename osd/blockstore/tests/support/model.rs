@@ -37,8 +37,8 @@ pub struct Staged {
 pub struct Model {
     /// Shared between the many states of a run.
     pub objects: BTreeMap<ObjectId, Rc<ModelObject>>,
-    pub requests: BTreeMap<(ClientId, u64), Version>,
-    /// Requests that were taken back.
+    pub requests: BTreeMap<(ClientId, u64), (Version, ObjectId)>,
+    /// Requests that were taken back, or whose object was dropped.
     pub forgotten: BTreeSet<(ClientId, u64)>,
 }
 
@@ -97,7 +97,7 @@ impl Model {
             && origin.client != ClientId(0)
         {
             self.requests.retain(|k, _| k.0 != origin.client || k.1 >= origin.floor);
-            self.requests.insert((origin.client, origin.seq), *version);
+            self.requests.insert((origin.client, origin.seq), (*version, id));
             self.forgotten.retain(|k| k.0 != origin.client || k.1 >= origin.floor);
         }
         match op {
@@ -131,7 +131,7 @@ impl Model {
                     self.put(id, Some(*version), sectors, &content.data);
                 }
                 for r in &content.requests {
-                    self.requests.insert((r.client, r.seq), r.version);
+                    self.requests.insert((r.client, r.seq), (r.version, id));
                 }
             }
             ShardOp::Patch { base, version, sectors, content, .. } => {
@@ -141,7 +141,7 @@ impl Model {
                 own.sectors.retain(|s, _| !sectors.iter().any(|r| r.contains(SectorRange::new(*s, 1))));
                 self.put(id, Some(*version), content.extents.iter().flat_map(|e| e.iter()), &content.data);
                 for r in &content.requests {
-                    self.requests.insert((r.client, r.seq), r.version);
+                    self.requests.insert((r.client, r.seq), (r.version, id));
                 }
             }
             ShardOp::Stage { version, sectors, data, origin, .. } => {
@@ -153,7 +153,12 @@ impl Model {
             }
             ShardOp::Commit { version, .. } if self.version(&id) == *version => self.commit(id),
             ShardOp::Rollback { version, .. } if self.version(&id) == *version => self.rollback(id),
-            ShardOp::Drop { version, .. } if self.version(&id) == *version => _ = self.objects.remove(&id),
+            ShardOp::Drop { version, .. } if self.version(&id) == *version => {
+                if self.objects.remove(&id).is_some() {
+                    let gone = self.requests.extract_if(.., |_, (_, object)| *object == id);
+                    self.forgotten.extend(gone.map(|(request, _)| request));
+                }
+            }
             ShardOp::Commit { .. } | ShardOp::Rollback { .. } | ShardOp::Drop { .. } => {}
             ShardOp::Read { .. }
             | ShardOp::Fetch { .. }
@@ -174,7 +179,7 @@ impl Model {
     fn rollback(&mut self, id: ObjectId) {
         let Some(own) = self.objects.get(&id).cloned() else { return };
         let Some(staged) = &own.staged else { return };
-        if self.requests.get(&staged.request) == Some(&own.version) {
+        if self.requests.get(&staged.request) == Some(&(own.version, id)) {
             self.requests.remove(&staged.request);
             self.forgotten.insert(staged.request);
         }
@@ -208,7 +213,7 @@ impl Model {
                 return Some(format!("head of {id}: store {head:?}, model {own:?}"));
             }
         }
-        for (&(client, seq), &version) in &self.requests {
+        for (&(client, seq), &(version, _)) in &self.requests {
             let got = store.request(client, seq);
             if got != RequestState::Applied(version) {
                 return Some(format!("request {client}/{seq}: {got:?}, model {version}"));
@@ -298,7 +303,7 @@ impl Model {
         let client = 1 + rng.below(3);
         let origin = Origin { client: ClientId(client), seq: *counter, floor: counter.saturating_sub(20) };
         match (rng.below(100), current) {
-            (0..8, _) => ShardOp::Zero { object, version, sectors: range, origin },
+            (0..8, _) => ShardOp::Zero { object, version, sectors: range, origin, lazy: false },
             (28..38, Some(o)) if o.staged.is_some() => ShardOp::Commit { object, version: o.version },
             (38..48, Some(o)) if o.staged.is_some() => ShardOp::Rollback { object, version: o.version },
             // Late duplicates.
@@ -329,7 +334,7 @@ impl Model {
 pub fn write(object: ObjectId, version: Version, sectors: SectorRange, origin: Origin) -> ShardOp {
     let data = filled(sectors.iter().map(|s| word(version, s)));
     let crcs = sector_crcs(&data);
-    ShardOp::Write { object, version, sectors, data, crcs, origin }
+    ShardOp::Write { object, version, sectors, data, crcs, origin, lazy: false }
 }
 
 pub fn stage(object: ObjectId, version: Version, sectors: SectorRange, origin: Origin) -> ShardOp {

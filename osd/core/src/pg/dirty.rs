@@ -118,7 +118,13 @@ mod tests {
 
     fn zero(start: u32, count: u32) -> ShardOp {
         let version = Version::new(Epoch(2), u64::from(start) + 1);
-        ShardOp::Zero { object: object(), version, sectors: SectorRange::new(start, count), origin: Origin::NONE }
+        ShardOp::Zero {
+            object: object(),
+            version,
+            sectors: SectorRange::new(start, count),
+            origin: Origin::NONE,
+            lazy: false,
+        }
     }
 
     #[test]
@@ -139,7 +145,7 @@ mod tests {
         let mut dirty = DirtyMap::default();
         dirty.follow(&zero(3, 1), true, |_| base);
         let ShardOp::Zero { version, sectors, origin, .. } = zero(5, 1) else { unreachable!("it is what it is") };
-        dirty.follow(&ShardOp::Zero { object: other, version, sectors, origin }, true, |_| base);
+        dirty.follow(&ShardOp::Zero { object: other, version, sectors, origin, lazy: false }, true, |_| base);
         let mut part = dirty.split_off(|object| object.index == 1);
         assert_eq!(dirty.since(&object(), base), Some(&[SectorRange::new(3, 1)][..]));
         assert_eq!(part.since(&other, base), Some(&[SectorRange::new(5, 1)][..]));

@@ -2,7 +2,7 @@
 //!
 //! | state | waits for | then |
 //! |---|---|---|
-//! | `Draining` | changes under way in our own store | `Querying` |
+//! | `Draining` | changes under way in our own store, and that lazy ones are durable | `Querying` |
 //! | `Querying` | digests of every member, in this run of it, and of so many former members that nothing acknowledged can be missed | equal: `Leasing`; else `Listing` |
 //! | `Listing` | heads in the differing buckets | `Leasing` |
 //! | `Leasing` | the end of read leases that a former primary may hold | `Activating`; below `min_size` `Active` |
@@ -265,6 +265,7 @@ impl Osd {
         pg.round += 1;
         pg.round_begun = now;
         pg.state = State::Draining;
+        self.sync_before_peering(id);
         self.peering_drained(now, shard, id);
     }
 
