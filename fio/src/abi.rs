@@ -83,7 +83,8 @@ fn start_log() {
         let filter = tracing_subscriber::EnvFilter::try_from_env("BLOCKYARD_LOG")
             .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
         // Another engine of this process may have done it.
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
+        let _ =
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
     });
 }
 

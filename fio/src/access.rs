@@ -176,7 +176,8 @@ mod tests {
 
     #[test]
     fn the_file_of_the_command_is_understood() {
-        let text = "cluster = \"a:1\"\nkey-file = \"/k\"\nencrypt = true\n[etcd]\nca = \"/ca\"\n[osd]\nlisten = \"x\"\n";
+        let text =
+            "cluster = \"a:1\"\nkey-file = \"/k\"\nencrypt = true\n[etcd]\nca = \"/ca\"\n[osd]\nlisten = \"x\"\n";
         let file = conf("conf.toml", text).unwrap();
         assert_eq!((file.cluster.as_deref(), file.encrypt), (Some("a:1"), true));
         assert_eq!((file.key_file, file.etcd.ca), (Some("/k".into()), Some("/ca".into())));
@@ -191,12 +192,8 @@ mod tests {
         assert!(section("").is_ok());
         assert!(section("cert = \"/c\"").is_err());
         assert!(section("user = \"u\"").is_err());
-        let sources = |key_file, encrypt| Sources {
-            cluster: String::new(),
-            key_file,
-            encrypt,
-            etcd: EtcdSection::default(),
-        };
+        let sources =
+            |key_file, encrypt| Sources { cluster: String::new(), key_file, encrypt, etcd: EtcdSection::default() };
         assert!(sources(None, false).credentials().unwrap().is_none());
         assert!(sources(None, true).credentials().is_err());
         assert!(sources(Some("/nowhere/key".into()), false).credentials().is_err());

@@ -162,7 +162,9 @@ impl Target for ClusterTarget {
         runtime.shutdown_timeout(STOP_MAX);
         removed.map_err(|error| {
             let path = info.path();
-            Error::new(format!("the temporary image {path} was left behind: {error}; 'blockyard image rm {path}' removes it"))
+            Error::new(format!(
+                "the temporary image {path} was left behind: {error}; 'blockyard image rm {path}' removes it"
+            ))
         })
     }
 }

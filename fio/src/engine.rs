@@ -191,9 +191,15 @@ impl<U: Copy, M: Memory> Engine<U, M> {
         let Some(Flight { unit, memory }) = flight else { return };
         let error = match (result, memory) {
             (Err(status), _) => errno_of(status),
-            (Ok(ImageReply::Data(pieces)), Some(mut memory)) if memory.fill(&pieces) => 0,
+            (Ok(ImageReply::Data(pieces)), Some(mut memory)) => {
+                if memory.fill(&pieces) {
+                    0
+                } else {
+                    errno::IO
+                }
+            }
             (Ok(ImageReply::Done), None) => 0,
-            // An answer of another kind, or of another length: never, unless the client is broken.
+            // An answer of another kind: never, unless the client is broken.
             (Ok(_), _) => errno::IO,
         };
         self.ended.push_back(Ended { unit, error });

@@ -114,8 +114,7 @@ impl Options {
                 ));
             }
         };
-        let access =
-            AccessOptions { etcd: self.etcd, conf: self.conf, key_file: self.key_file, encrypt: self.encrypt };
+        let access = AccessOptions { etcd: self.etcd, conf: self.conf, key_file: self.key_file, encrypt: self.encrypt };
         Ok(Settings::Cluster { access, pool: self.pool.unwrap_or_else(|| POOL_DEFAULT.to_owned()), image })
     }
 }

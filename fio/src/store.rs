@@ -170,7 +170,11 @@ fn prepare(path: &Path, size: u64) -> Result<(), Error> {
     match osd::identify(path) {
         Ok(found) if found.cluster == CLUSTER => return Ok(()),
         Ok(found) => {
-            let text = format!("{} is the store of OSD {} of a cluster: fio would destroy its data", path.display(), found.osd);
+            let text = format!(
+                "{} is the store of OSD {} of a cluster: fio would destroy its data",
+                path.display(),
+                found.osd
+            );
             return Err(Error::new(text));
         }
         // Whatever else is on it is not overwritten.
