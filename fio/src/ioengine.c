@@ -13,7 +13,7 @@
 
 #define WHY_LEN 512
 
-/* fio stores a pointer to its job at the beginning. */
+/* While fio reads options, the first member is its job. */
 struct engine_options {
 	struct thread_data *td;
 	char *image;
@@ -122,7 +122,9 @@ static bool has_option_at(const char *name, unsigned int offset)
  */
 static bool is_laid_out_alike(const struct thread_data *td)
 {
-	return td->io_ops == &ioengine && td->eo && *(struct thread_data **) td->eo == td &&
+	const struct engine_options *o = td->eo;
+
+	return td->io_ops == &ioengine && o && (!o->td || o->td == td) && o->mode <= BLOCKYARD_STORE &&
 	       has_option_at("iodepth", offsetof(struct thread_options, iodepth)) &&
 	       has_option_at("nrfiles", offsetof(struct thread_options, nr_files)) &&
 	       has_option_at("filename", offsetof(struct thread_options, filename));
