@@ -113,7 +113,11 @@ impl<U: Copy, M: Memory> Engine<U, M> {
         let tag = self.flights.insert(Flight { unit, memory });
         self.target.submit(tag as u64, op);
         self.collected += if kind == Kind::Write { len } else { 0 };
-        if self.collected >= COLLECT_MAX { self.turn(Instant::now()).map_err(Refused::Error) } else { Ok(()) }
+        if self.collected >= COLLECT_MAX {
+            // The operation is taken, whatever becomes of it. A target that cannot go on says so again when fio waits.
+            let _ = self.turn(Instant::now());
+        }
+        Ok(())
     }
 
     /// Trusts nothing that fio says.

@@ -117,17 +117,20 @@ static bool has_option_at(const char *name, unsigned int offset)
 }
 
 /*
- * The version is the same, but somebody may have compiled fio with other switches. Every structure that is used below is
- * looked at in a way that such a fio cannot pass by chance.
+ * The version is the same, but somebody may have compiled fio with other switches. So this looks at what can be seen of the
+ * structures from here, before they are relied on.
  */
 static bool is_laid_out_alike(const struct thread_data *td)
 {
 	const struct engine_options *o = td->eo;
 
-	return td->io_ops == &ioengine && o && (!o->td || o->td == td) && o->mode <= BLOCKYARD_STORE &&
-	       has_option_at("iodepth", offsetof(struct thread_options, iodepth)) &&
-	       has_option_at("nrfiles", offsetof(struct thread_options, nr_files)) &&
-	       has_option_at("filename", offsetof(struct thread_options, filename));
+	if (td->io_ops == &ioengine && o && (!o->td || o->td == td) && o->mode <= BLOCKYARD_STORE &&
+	    has_option_at("iodepth", offsetof(struct thread_options, iodepth)) &&
+	    has_option_at("nrfiles", offsetof(struct thread_options, nr_files)) &&
+	    has_option_at("filename", offsetof(struct thread_options, filename)))
+		return true;
+	log_err("fio: blockyard: this fio was built in another way than the engine's headers say\n");
+	return false;
 }
 
 static int engine_setup(struct thread_data *td)
@@ -137,10 +140,8 @@ static int engine_setup(struct thread_data *td)
 	uint64_t size = 0;
 	int error;
 
-	if (!is_laid_out_alike(td)) {
-		log_err("fio: blockyard: this fio was built in another way than the engine's headers say\n");
+	if (!is_laid_out_alike(td))
 		return 1;
-	}
 	/* The image takes the place of fio's file. */
 	if (!td->files_index) {
 		add_file(td, "blockyard", 0, 0);
@@ -164,9 +165,12 @@ static int engine_setup(struct thread_data *td)
 
 static int engine_init(struct thread_data *td)
 {
-	struct blockyard_settings settings = settings_of(td);
+	struct blockyard_settings settings;
 	char why[WHY_LEN] = "";
 
+	if (!is_laid_out_alike(td))
+		return EINVAL;
+	settings = settings_of(td);
 	td->io_ops_data = blockyard_open(&settings, td->o.iodepth, why, sizeof(why));
 	if (td->io_ops_data)
 		return 0;
