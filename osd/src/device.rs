@@ -7,7 +7,7 @@ use buffer::BufferMut;
 use cluster_io::{DiskId, Reactor};
 
 /// Hands a request of the store to the reactor; its token names the completion.
-pub(crate) fn submit(reactor: &mut Reactor, disk: DiskId, request: DeviceRequest) {
+pub fn submit(reactor: &mut Reactor, disk: DiskId, request: DeviceRequest) {
     let token = request.token;
     match request.op {
         DeviceOp::Read { offset, len } => reactor.disk_read(disk, token, offset, BufferMut::for_overwrite(len)),
@@ -18,12 +18,12 @@ pub(crate) fn submit(reactor: &mut Reactor, disk: DiskId, request: DeviceRequest
 }
 
 /// A read's outcome in the store's terms.
-pub(crate) fn read_result(result: Result<BufferMut, io::Error>) -> DeviceResult {
+pub fn read_result(result: Result<BufferMut, io::Error>) -> DeviceResult {
     DeviceResult::Read(result.map_err(device_error))
 }
 
 /// The outcome of everything else in the store's terms.
-pub(crate) fn done_result(result: Result<(), io::Error>) -> DeviceResult {
+pub fn done_result(result: Result<(), io::Error>) -> DeviceResult {
     DeviceResult::Done(result.map_err(device_error))
 }
 

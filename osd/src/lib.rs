@@ -14,7 +14,7 @@ mod command;
 mod connections;
 mod content;
 mod control;
-mod device;
+pub mod device;
 mod error;
 mod handle;
 mod identity;

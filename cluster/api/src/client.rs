@@ -96,10 +96,7 @@ impl Client {
     /// `NotFound`: there is no such pool or image. `Removed`: it is being removed. `State`.
     pub async fn open(&self, pool: &str, name: &str) -> Result<Image, Error> {
         let info = metadata::image(&**self.state(), pool, name).await?;
-        if info.meta.removing {
-            let text = format!("image {} is being removed: `blockyard image rm` finishes that", info.path());
-            return Err(Error::new(ErrorKind::Removed, text));
-        }
+        info.refuse_removing()?;
         Image::open(self, info).await
     }
 

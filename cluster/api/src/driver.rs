@@ -1,6 +1,6 @@
 //! The driver of the client core: moves bytes between the core and its connections to OSDs, inside any reactor loop.
 //!
-//! Whoever owns a [`Reactor`] (the gateway's worker, this library's own thread, the fio engine) embeds one:
+//! Whoever owns a [`Reactor`] (the gateway's worker, this library's own thread, a [`LocalImage`](crate::LocalImage)) embeds one:
 //!
 //! ```text
 //! loop {
@@ -41,6 +41,7 @@ pub struct ClientDriver {
     /// By the index of the connection, which is small.
     peers: Vec<Option<Peer>>,
     conns: FxHashMap<LinkId, ConnId>,
+    notice: Option<String>,
 }
 
 /// Milliseconds on the clock that the core is given.
@@ -51,7 +52,7 @@ fn now_ms(io: &Reactor) -> Millis {
 impl ClientDriver {
     /// A driver of a new core that knows nothing of the cluster yet.
     pub fn new(options: ClientOptions) -> Self {
-        Self { client: Client::new(options), peers: Vec::new(), conns: FxHashMap::default() }
+        Self { client: Client::new(options), peers: Vec::new(), conns: FxHashMap::default(), notice: None }
     }
 
     /// The core, to submit operations to and to take replies from.
@@ -127,7 +128,10 @@ impl ClientDriver {
                         peer.channel.introduce(session);
                     }
                 }
-                Output::Notice(text) => tracing::warn!("{text}"),
+                Output::Notice(text) => {
+                    tracing::warn!("{text}");
+                    self.notice = Some(text);
+                }
                 Output::Connect { link, address } => {
                     let conn = io.connect_tcp(address);
                     self.insert(Peer { conn, link, channel: Channel::new() });
@@ -145,6 +149,11 @@ impl ClientDriver {
     /// When [`ClientDriver::pump`] wants to be called again at the latest.
     pub fn deadline(&self) -> Instant {
         clock::instant_of(self.client.poll_timeout().saturating_mul(1_000_000))
+    }
+
+    /// What the core wanted an operator to read last: why an OSD and this client refused each other.
+    pub fn last_notice(&self) -> Option<&str> {
+        self.notice.as_deref()
     }
 
     /// Ends all connections at once. What was sent may or may not take effect.

@@ -65,8 +65,12 @@ impl Image {
     pub(crate) async fn open(client: &Client, info: ImageInfo) -> Result<Image, Error> {
         let id = client.open_raw(info.options()).await?;
         let (tell, state) = watch::channel(ImageState { size: info.meta.size, removed: false });
-        let following = follow(client.state().clone(), client.commands().clone(), id, info.layer, tell);
-        let follower = tokio::spawn(following);
+        let commands = client.commands().clone();
+        // The client core is told first, then whoever waits.
+        let follower = tokio::spawn(follow(client.state().clone(), info.layer, info.meta.size, move |state| {
+            commands.send(if state.removed { Command::SetRemoved(id) } else { Command::SetSize(id, state.size) });
+            tell.send_replace(state);
+        }));
         Ok(Image { inner: Arc::new(Inner { client: client.clone(), id, info, state, follower }) })
     }
 

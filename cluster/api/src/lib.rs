@@ -18,14 +18,15 @@
 //! - Operations wait while the cluster heals; they fail only for reasons that time does not mend ([`ErrorKind`]).
 //! - What was acknowledged is durable. Reads and writes are linearizable per 4 KiB sector.
 //! - [`metadata`] looks up, lists and makes images.
-//! - [`driver`] and [`feed`] are the parts from which a program with its own reactor loop (the gateway, fio) builds a client
-//!   inside its own thread.
+//! - [`LocalImage`] is an image with a client inside the calling thread, for fio and the benchmark; [`driver`] and [`feed`] are the
+//!   parts from which a program with its own reactor loop (the gateway) builds one.
 
 mod client;
 pub mod driver;
 mod error;
 pub mod feed;
 mod image;
+mod local;
 pub mod metadata;
 mod shard;
 mod watch;
@@ -35,4 +36,5 @@ pub use client::Client;
 pub use cluster_client::Extent;
 pub use error::{Error, ErrorKind};
 pub use image::{Image, ImageState, TRANSFER_MAX};
+pub use local::LocalImage;
 pub use metadata::ImageInfo;

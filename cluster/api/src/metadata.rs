@@ -46,6 +46,15 @@ impl ImageInfo {
         object_count(bytes, self.pool_config.block_size)
     }
 
+    /// An error if the image is being removed.
+    pub(crate) fn refuse_removing(&self) -> Result<(), Error> {
+        if !self.meta.removing {
+            return Ok(());
+        }
+        let text = format!("image {} is being removed: `blockyard image rm` finishes that", self.path());
+        Err(Error::new(ErrorKind::Removed, text))
+    }
+
     /// `pool/name`, for messages.
     pub fn path(&self) -> String {
         format!("{}/{}", self.pool_config.name, self.meta.name)
@@ -213,11 +222,11 @@ pub async fn update_image(state: &dyn StateStore, image: &ImageInfo, meta: Image
     Ok(ImageInfo { meta, mod_revision: result.revision, ..image.clone() })
 }
 
-/// Forgets an image whose objects have been deleted.
+/// Forgets an image whose objects have been deleted, or that was never written to.
 ///
 /// # Errors
 /// `Conflict`; `State`.
-pub(crate) async fn forget_image(state: &dyn StateStore, image: &ImageInfo) -> Result<(), Error> {
+pub async fn forget_image(state: &dyn StateStore, image: &ImageInfo) -> Result<(), Error> {
     let key = keys::layer(image.layer);
     let txn = Txn::new()
         .when(Compare::ModRevision { key: key.clone(), revision: image.mod_revision })

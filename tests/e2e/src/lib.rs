@@ -6,10 +6,12 @@
 //! - `BLOCKYARD_BIN`: the command under test; else `target/release/blockyard` of this workspace.
 //! - `E2E_DIR`: where data directories are made; else the system's folder for temporary files.
 //! - `CI=true`: a missing program fails the test that needs it, which is skipped else.
+//! - `FIO_ENGINE`: fio's native engine; else `target/release/libfio_blockyard.so` of this workspace.
 //! - `E2E_SKIPS`: a file to which one line is added for everything that was skipped.
 
 mod cluster;
 mod deadline;
+mod engine;
 mod etcd;
 mod fleet;
 mod load;
@@ -22,6 +24,7 @@ mod tool;
 
 pub use cluster::{Cluster, Refused, scratch, try_up};
 pub use deadline::{eventually, limited};
+pub use engine::Engine;
 pub use etcd::{Certificates, Etcd, free_port};
 pub use fleet::{Fleet, FleetOptions};
 pub use load::{Lane, Pattern, Slowest};

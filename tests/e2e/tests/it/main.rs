@@ -5,6 +5,7 @@ mod clients;
 mod crash;
 mod daemons;
 mod damage;
+mod engine;
 mod failover;
 mod full;
 mod kernel;
