@@ -116,7 +116,7 @@ impl StoreTarget {
         let (place, number) = ((tag & u64::from(u32::MAX)) as usize, (tag >> 32) as usize);
         let Some(task) = self.tasks.get_mut(place) else { return };
         match outcome {
-            ShardOutcome::Done => {}
+            ShardOutcome::Done | ShardOutcome::Written => {}
             ShardOutcome::Read { data, .. } => {
                 if let Some(found) = task.found.get_mut(number) {
                     *found = data;
@@ -145,9 +145,9 @@ impl StoreTarget {
                 let at = piece.request_offset as usize;
                 let data = data.slice(at..at + piece.len as usize);
                 let crcs = sector_crcs(&data);
-                ShardOp::Write { object, version, sectors, data, crcs, origin }
+                ShardOp::Write { object, version, sectors, data, crcs, origin, lazy: false }
             }
-            ImageOp::Discard { .. } => ShardOp::Zero { object, version, sectors, origin },
+            ImageOp::Discard { .. } => ShardOp::Zero { object, version, sectors, origin, lazy: false },
             _ => ShardOp::Read { object, sectors },
         }
     }
