@@ -79,6 +79,10 @@ pub(crate) struct ClientOp {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "slots are used again and again; a box would be an allocation per request"
+)]
 pub(crate) enum Kind {
     /// A client's request.
     Client(ClientOp),
