@@ -22,7 +22,7 @@ fn images(cluster: &Cluster) -> Vec<String> {
 
 #[test]
 fn the_engine_verifies_on_copies_and_on_erasure_code() {
-    limited(240, || {
+    limited(400, || {
         for scheme in [["--replicas", "3"], ["--ec", "2+1"]] {
             let cluster = Cluster::start_with(&[&scheme[..], &["--osds", "3", "--image", "demo=256M"]].concat());
             let Some(fio) = Engine::find(&cluster.path("")) else { return };
@@ -38,7 +38,7 @@ fn the_engine_verifies_on_copies_and_on_erasure_code() {
 
 #[test]
 fn several_jobs_share_an_image_as_threads_and_as_processes() {
-    limited(120, || {
+    limited(300, || {
         let cluster = Cluster::start_with(&["--image", "demo=256M"]);
         let Some(fio) = Engine::find(&cluster.path("")) else { return };
         let jobs = ["--rw=randrw", "--bs=4k", "--iodepth=16", "--numjobs=2", "--size=16M", "--offset_increment=32M"];
@@ -51,7 +51,7 @@ fn several_jobs_share_an_image_as_threads_and_as_processes() {
 
 #[test]
 fn what_the_engine_writes_and_trims_is_what_others_read() {
-    limited(120, || {
+    limited(300, || {
         let cluster = Cluster::start_with(&["--image", "demo=64M"]);
         let Some(fio) = Engine::find(&cluster.path("")) else { return };
         let (at, image) = (cluster.etcd(), "--blockyard_image=demo");
@@ -75,7 +75,7 @@ fn what_the_engine_writes_and_trims_is_what_others_read() {
 
 #[test]
 fn temporary_images_are_gone_afterwards() {
-    limited(120, || {
+    limited(300, || {
         let cluster = Cluster::start();
         let Some(fio) = Engine::find(&cluster.path("")) else { return };
         let before = images(&cluster);
@@ -107,7 +107,7 @@ fn refused(done: &Done, words: &[&str]) {
 
 #[test]
 fn whoever_asks_for_what_is_not_there_is_told() {
-    limited(120, || {
+    limited(300, || {
         let cluster = Cluster::start();
         let Some(fio) = Engine::find(&cluster.path("")) else { return };
         let at = cluster.etcd();
@@ -127,7 +127,7 @@ fn whoever_asks_for_what_is_not_there_is_told() {
 
 #[test]
 fn a_cluster_with_a_key_lets_only_those_in_who_have_it() {
-    limited(120, || {
+    limited(300, || {
         let folder = scratch();
         let path = |name: &str| folder.path().join(name).to_str().expect("a path of characters").to_owned();
         for name in ["key", "other"] {
@@ -153,7 +153,7 @@ fn a_cluster_with_a_key_lets_only_those_in_who_have_it() {
 
 #[test]
 fn another_fio_is_refused() {
-    limited(60, || {
+    limited(200, || {
         let folder = scratch();
         let Some(fio) = Engine::find(folder.path()) else { return };
         let version = run("fio", ["--version"]).ok().stdout.trim().to_owned();
@@ -173,7 +173,7 @@ fn another_fio_is_refused() {
 
 #[test]
 fn a_bare_store_is_measured_alone() {
-    limited(120, || {
+    limited(300, || {
         let folder = scratch();
         let Some(fio) = Engine::find(folder.path()) else { return };
         let library = fio.library().display();
@@ -223,7 +223,7 @@ fn verify_under_kills(redundancy: &[&str]) {
 
 #[test]
 fn fio_goes_on_when_osds_are_killed() {
-    limited(240, || {
+    limited(400, || {
         if have(&["etcd", "etcdctl", "openssl"]) {
             verify_under_kills(&["--replicas", "3"]);
         }
@@ -232,7 +232,7 @@ fn fio_goes_on_when_osds_are_killed() {
 
 #[test]
 fn fio_goes_on_when_osds_of_erasure_code_are_killed() {
-    limited(240, || {
+    limited(400, || {
         if have(&["etcd", "etcdctl", "openssl"]) {
             verify_under_kills(&["--ec", "2+1"]);
         }
