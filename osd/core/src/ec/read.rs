@@ -15,7 +15,7 @@ use cluster_proto::wire::ReplyBody;
 
 use super::layout::{rows, stretches, touched};
 use super::{EcOp, Purpose, ShardRead};
-use crate::op::{Kind, OpId, Stage};
+use crate::op::{Kind, OpId, PeerMask, Stage};
 use crate::osd::Osd;
 use crate::pg::Pg;
 
@@ -38,7 +38,10 @@ impl EcOp {
             let peer = pg.peer_with(object, part)?;
             Some(read(part, peer, sectors))
         });
-        if let Some(reads) = direct.collect::<Option<Vec<_>>>() {
+        // One read at a time per peer: one that has several parts for now is asked for one of them.
+        let peers = |reads: &[ShardRead]| reads.iter().fold(PeerMask::default(), |mask, read| mask | 1 << read.peer);
+        let direct = direct.collect::<Option<Vec<_>>>();
+        if let Some(reads) = direct.filter(|reads| peers(reads).count_ones() as usize == reads.len()) {
             return Some(EcOp::new(purpose, rows, reads, false));
         }
         let shards = pg.enough_shards(object, &[])?;
