@@ -173,6 +173,9 @@ fn sweep(arguments: &Arguments, scheme: Scheme, library: &mut library::Library) 
     Ok([curve("4 KiB random read", false)?, curve("4 KiB random write", true)?])
 }
 
+/// How long a target is used before it is measured.
+const WARM_UP: Duration = Duration::from_millis(300);
+
 /// A run of one case on one target, with what the cluster's parts did for it.
 struct Run {
     sample: Sample,
@@ -239,6 +242,8 @@ fn measure(
 }
 
 fn observed(cluster: &Cluster, target: &mut impl Target, case: Case, size: u64, time: Duration) -> Result<Run> {
+    // Connections that stood still while others were measured are made anew.
+    load::run(target, Case { depth: 1, ..case }, size, WARM_UP)?;
     let counted = Counters::read(cluster.metrics)?;
     let before = cpu::parts(cluster.pid());
     let sample = load::run(target, case, size, time)?;
