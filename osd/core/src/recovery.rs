@@ -7,7 +7,7 @@
 
 use buffer::Buffer;
 use cluster_proto::crc::Crcs;
-use cluster_proto::ids::{ObjectId, OsdId, PgId, Version};
+use cluster_proto::ids::{ClientId, ObjectId, OsdId, PgId, Version};
 use cluster_proto::layout::SectorRange;
 use cluster_proto::limits::{SECTORS_PER_OBJECT_MAX, WIRE_REQUESTS_MAX};
 use cluster_proto::link::Millis;
@@ -346,7 +346,6 @@ impl Osd {
         base: Option<Version>,
         mut content: ObjectContent,
     ) {
-        let is_lazy = self.is_of_lazy_pool(id);
         let Some(recovery) = self.recovery_mut(id) else { return };
         recovery.stage = Stage::Copying;
         let Some((pg, object)) = self.recovery_of(id) else { return };
@@ -356,9 +355,7 @@ impl Osd {
         let change = match (base, sectors) {
             (Some(base), Some(sectors)) => ShardOp::Patch { object, base, version, sectors, content },
             _ => {
-                if is_lazy {
-                    forget_others(&mut content);
-                }
+                forget_others(&mut content);
                 ShardOp::Restore { object, version, content }
             }
         };
@@ -486,11 +483,16 @@ impl Pg {
     }
 }
 
-/// A member may have kept lazy changes that the others lost with their power, and remember their requests. They are not in the copy that
-/// it is given, so they did not take effect.
-fn forget_others(content: &mut ObjectContent) {
-    if content.requests.len() == WIRE_REQUESTS_MAX {
-        content.requests.remove(0);
+/// A member that is given a whole copy may remember requests that nobody else carried out, and whose changes are not in the copy: they did not
+/// take effect. Of so many requests that the copy does not list them all, only those newer than the oldest listed can be told.
+pub(crate) fn forget_others(content: &mut ObjectContent) {
+    let requests = &mut content.requests;
+    let mut above = Version::NONE;
+    if requests.len() >= WIRE_REQUESTS_MAX {
+        let entries = requests.iter().enumerate().filter(|(_, request)| request.client != ClientId(0));
+        if let Some((oldest, _)) = entries.min_by_key(|(_, request)| request.version) {
+            above = requests.remove(oldest).version;
+        }
     }
-    content.requests.insert(0, AppliedRequest::undone_above(Version::NONE));
+    requests.insert(0, AppliedRequest::undone_above(above));
 }

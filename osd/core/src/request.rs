@@ -14,7 +14,6 @@ use cluster_proto::layout::{PgScope, SectorRange};
 use cluster_proto::limits::{CLIENT_WINDOW, OSD_REQUEST_BYTES_MAX, OSD_REQUESTS_MAX};
 use cluster_proto::link::{LinkId, Millis};
 use cluster_proto::locks::{Access, Hold};
-use cluster_proto::map::ImmediateCommit;
 use cluster_proto::shard::{Allocation, RequestState, ShardIndex, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{Message, Reply, ReplyBody, Request, RequestOp};
@@ -185,12 +184,6 @@ impl Osd {
             RequestOp::Write { .. } | RequestOp::Zero(_) | RequestOp::Delete => self.write_start(shard, id),
             RequestOp::Sync => self.sync_start(shard, id),
         }
-    }
-
-    /// Whether an operation's pool answers changes before they are durable.
-    pub(crate) fn is_of_lazy_pool(&mut self, id: OpId) -> bool {
-        let pool = self.ops.get_mut(id).map(|op| op.pg.pool).and_then(|pool| self.map.pools.get(&pool));
-        pool.is_some_and(|pool| pool.immediate_commit != ImmediateCommit::All)
     }
 
     /// The present epoch of an operation's PG.

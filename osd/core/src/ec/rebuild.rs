@@ -13,7 +13,7 @@ use erasure::Code;
 use crate::op::{OpId, bits};
 use crate::osd::Osd;
 use crate::pg::{Pg, Shard};
-use crate::recovery::Stage;
+use crate::recovery::{Stage, forget_others};
 
 impl Pg {
     /// Whether a shard has to make way for the version that counts: by being turned back, or, of a member, by being dropped. A member that was
@@ -178,11 +178,12 @@ impl Osd {
         let Some(code) = self.code.get(scheme) else { return };
         let mut bytes = 0;
         for (peer, name) in targets {
-            let content = match deleted {
+            let mut content = match deleted {
                 true => ObjectContent { requests: gathered[0].1.requests.clone(), deleted, ..ObjectContent::default() },
                 false => rebuilt(&code, &gathered, name.part),
             };
             bytes += content.data.len() as u64;
+            forget_others(&mut content);
             self.send_to_peer(shard, id, peer, ShardOp::Restore { object: name, version, content });
         }
         self.recovery_cost(id, bytes);
