@@ -1,21 +1,22 @@
 //! The event loop of the simulation.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 
 use blockstore::{DeviceOp, DeviceResult, StoreState};
 use buffer::BufferMut;
-use cluster_client::{ImageOp, Output as ClientOutput};
+use cluster_client::ImageOp;
 use cluster_proto::auth::{ClusterKey, Credentials};
 use cluster_proto::layout::SECTOR;
 use cluster_proto::limits::BLOCK_SIZE_MIN;
 use cluster_proto::link::LinkId;
 use cluster_proto::map::{Activation, Member, OsdStats, PoolConfig, Scheme};
 use cluster_proto::shard::ShardIndex;
-use cluster_proto::wire::{Message, Nonce, Session};
 use cluster_proto::{Epoch, Incarnation, OsdId, PgId, PgScope, PoolId};
 use mon_core::liveness::Probe;
 use osd_core::Output as OsdOutput;
+
+mod clients;
+mod connections;
 
 use crate::control::Control;
 use crate::faults::{self, FaultPlan};
@@ -23,7 +24,7 @@ use crate::lazy::Lazy;
 use crate::net::{Micros, Net, NodeId};
 use crate::nodes::{ClientNode, OsdNode};
 use crate::rng::Rng;
-use crate::workload::{self, Kind, Record, Shape};
+use crate::workload::{Kind, Record, Shape};
 
 /// Node numbers of clients begin here.
 const CLIENT_BASE: u32 = 1000;
@@ -622,262 +623,6 @@ impl World {
             core.handle_activated(now, &mut run.store, pg, epoch, ok);
             self.note(|| format!("osd {}: pg {pg} activated in epoch {epoch}: {ok}", osd + 1));
             self.pump_osd(osd);
-        }
-    }
-
-    // ---- network
-
-    fn dial(&mut self, node: NodeId, life: u32, link: LinkId, address: SocketAddr) {
-        let target = NodeId(u32::from(address.port()));
-        let delay = self.rng.range(50, 3_000);
-        let arrival = self.net.arrival(node, target, self.now, delay);
-        self.at(arrival, Event::Connect { node, life, link, target });
-    }
-
-    fn connect(&mut self, node: NodeId, life: u32, link: LinkId, target: NodeId) {
-        if self.life_of(node) != life {
-            return;
-        }
-        let now = self.clock_of(node);
-        let osd = target.0 as usize - 1;
-        let (near, far) = (self.nonce(), self.nonce());
-        let accepted = match &mut self.osds[osd].run {
-            Some(run) => run.core.as_mut().map(|core| core.handle_accepted(now, far)),
-            None => None,
-        };
-        let Some(theirs) = accepted else { return self.tell_closed(node, link) };
-        let their_life = self.osds[osd].life;
-        self.net.add([(node, life, link), (target, their_life, theirs)], self.now);
-        if let Some(client) = self.client_index(node) {
-            self.clients[client].core.handle_connected(now, link, near);
-            self.pump_client(client);
-        } else if let Some(run) = &mut self.osds[node.0 as usize - 1].run
-            && let Some(core) = &mut run.core
-        {
-            core.handle_connected(now, link, near);
-            self.pump_osd(node.0 as usize - 1);
-        }
-    }
-
-    fn nonce(&mut self) -> Nonce {
-        let mut bytes = [0; Nonce::LEN];
-        bytes.as_chunks_mut::<8>().0.iter_mut().for_each(|chunk| *chunk = self.rng.bits().to_le_bytes());
-        Nonce(bytes)
-    }
-
-    fn introduced(&mut self, node: NodeId, life: u32, link: LinkId, session: Option<Box<Session>>) {
-        if let Some((number, side)) = self.net.find(node, life, link) {
-            self.net.conns[number].ends[side].channel.introduce(session);
-        }
-    }
-
-    fn send(&mut self, node: NodeId, life: u32, link: LinkId, message: &Message) {
-        let Some((number, side)) = self.net.find(node, life, link) else { return };
-        let conn = &mut self.net.conns[number];
-        if !conn.alive || !conn.ends[side].open {
-            return;
-        }
-        let mut bytes = Vec::new();
-        if let Some(payload) = conn.ends[side].channel.encode(message, &mut bytes) {
-            bytes.extend_from_slice(&payload);
-        }
-        if !self.calm && self.faults.network && self.rng.one_in(3000) {
-            let at = self.rng.below(bytes.len() as u64) as usize;
-            bytes[at] ^= 1 << self.rng.below(8);
-            self.note(|| format!("a bit flips on connection {number}"));
-        }
-        let other = 1 - side;
-        let delay = if self.rng.one_in(50) { self.rng.range(1_000, 100_000) } else { self.rng.range(20, 2_000) };
-        let to = self.net.conns[number].ends[other].node;
-        let end = &self.net.conns[number].ends[other];
-        let arrival = self.net.arrival(node, to, self.now, delay).max(end.last_arrival);
-        self.net.conns[number].ends[other].last_arrival = arrival;
-        self.at(arrival, Event::Arrive { conn: number, side: other, bytes });
-    }
-
-    fn arrive(&mut self, number: usize, side: usize, bytes: &[u8]) {
-        let mut input = bytes;
-        loop {
-            let conn = &mut self.net.conns[number];
-            let end = &mut conn.ends[side];
-            let (node, life, link) = (end.node, end.life, end.link);
-            if !conn.alive || !end.open || self.life_of(node) != life {
-                return;
-            }
-            match self.net.conns[number].ends[side].channel.decode(&mut input) {
-                Ok(Some(message)) => self.arrived(node, link, message),
-                Ok(None) => return,
-                Err(_) => {
-                    self.note(|| format!("damaged bytes on connection {number}"));
-                    self.hang_up(node, life, link);
-                    return self.tell_closed(node, link);
-                }
-            }
-        }
-    }
-
-    fn arrived(&mut self, node: NodeId, link: LinkId, message: Message) {
-        let now = self.clock_of(node);
-        if let Some(client) = self.client_index(node) {
-            self.clients[client].core.handle_message(now, link, message);
-            self.pump_client(client);
-        } else if let Some(run) = &mut self.osds[node.0 as usize - 1].run
-            && let Some(core) = &mut run.core
-        {
-            core.handle_message(now, &mut run.store, link, message);
-            self.pump_osd(node.0 as usize - 1);
-        }
-    }
-
-    /// A node closes its side; what it sent before still arrives.
-    fn hang_up(&mut self, node: NodeId, life: u32, link: LinkId) {
-        let Some((number, side)) = self.net.find(node, life, link) else { return };
-        let conn = &mut self.net.conns[number];
-        if !std::mem::replace(&mut conn.ends[side].open, false) {
-            return;
-        }
-        let other = 1 - side;
-        let (from, to) = (conn.ends[side].node, conn.ends[other].node);
-        let last = conn.ends[other].last_arrival;
-        let arrival = self.net.arrival(from, to, self.now, 100).max(last);
-        self.at(arrival, Event::Broken { conn: number, side: other });
-    }
-
-    fn broken(&mut self, number: usize, side: usize) {
-        let conn = &mut self.net.conns[number];
-        conn.alive = false;
-        if !std::mem::replace(&mut conn.ends[side].open, false) {
-            return;
-        }
-        let (node, life, link) = (conn.ends[side].node, conn.ends[side].life, conn.ends[side].link);
-        if self.life_of(node) == life {
-            self.tell_closed(node, link);
-        }
-    }
-
-    fn tell_closed(&mut self, node: NodeId, link: LinkId) {
-        let now = self.clock_of(node);
-        if let Some(client) = self.client_index(node) {
-            self.clients[client].core.handle_closed(now, link);
-            self.pump_client(client);
-        } else if let Some(run) = &mut self.osds[node.0 as usize - 1].run
-            && let Some(core) = &mut run.core
-        {
-            core.handle_closed(now, &mut run.store, link);
-            self.pump_osd(node.0 as usize - 1);
-        }
-    }
-
-    /// A connection is cut: what is under way is lost, and each side notices some time.
-    pub fn cut_conn(&mut self, number: usize) {
-        self.note(|| format!("connection {number} is cut"));
-        self.net.conns[number].alive = false;
-        for side in 0..2 {
-            let delay = self.rng.range(10, 1_000_000);
-            self.after(delay, Event::Broken { conn: number, side });
-        }
-    }
-
-    /// A node died: its connections die with it, and the others notice.
-    fn break_all(&mut self, node: NodeId) {
-        for number in self.net.alive_of(node) {
-            self.net.conns[number].alive = false;
-            for side in 0..2 {
-                let delay = self.rng.range(10, 5_000);
-                self.after(delay, Event::Broken { conn: number, side });
-            }
-        }
-    }
-
-    // ---- clients
-
-    fn add_client(&mut self, number: u32, life: u32, to_do: u32) {
-        let (size, block) = (self.shape.size, self.shape.block as u32);
-        let credentials = self.credentials.clone();
-        let client = ClientNode::new((NodeId(number), life), (size, block), to_do, credentials, &mut self.rng);
-        let (node, index) = (client.node, (number - CLIENT_BASE) as usize);
-        if index < self.clients.len() {
-            self.clients[index] = client;
-        } else {
-            self.clients.push(client);
-        }
-        let delay = self.state_delay();
-        self.after(delay, Event::State { node, life });
-        self.after(0, Event::Wake { node, life });
-        self.after(0, Event::Begin { client: index, life });
-    }
-
-    /// A client dies and another takes its place; what it had asked for may or may not happen.
-    pub fn crash_client(&mut self, client: usize) {
-        let old = &self.clients[client];
-        let (number, life, to_do) = (old.node.0, old.life, old.to_do);
-        self.lazy.dead.insert(old.run_number());
-        self.note(|| format!("client {number} dies"));
-        self.break_all(NodeId(number));
-        self.add_client(number, life + 1, to_do);
-    }
-
-    fn begin(&mut self, client: usize, life: u32) {
-        let at_once = 4;
-        let node = &self.clients[client];
-        if node.life != life || node.to_do == 0 {
-            return;
-        }
-        if node.pending.len() < at_once {
-            let op = self.records.len() as u64 + 1;
-            let (mut record, mut image_op) = workload::make(&mut self.rng, self.shape, op);
-            while self.is_left_out(&image_op) {
-                (record, image_op) = workload::make(&mut self.rng, self.shape, op);
-            }
-            self.clients[client].to_do -= 1;
-            self.submit(client, record, image_op);
-            self.flush_sometimes(client);
-        }
-        let pause = if self.rng.one_in(2) { self.rng.range(1, 1_000) } else { self.rng.range(1, 60_000) };
-        self.after(pause, Event::Begin { client, life });
-    }
-
-    pub(crate) fn submit(&mut self, client: usize, record: Record, op: ImageOp) {
-        let number = self.records.len() as u64;
-        self.note(|| {
-            format!("client {client} begins {} {:?} {}+{}", number + 1, record.kind, record.offset, record.len)
-        });
-        let node = &mut self.clients[client];
-        let lazy = !self.osds[0].disk.is_write_through() && workload::is_lazy(&record, &op, self.lazy.pool);
-        self.records.push(Record { start: self.stamp, client: node.run_number(), lazy, ..record });
-        node.pending.insert(number);
-        node.core.submit(node.image, number, op);
-        self.pump_client(client);
-    }
-
-    fn pump_client(&mut self, client: usize) {
-        loop {
-            let node = &mut self.clients[client];
-            let (id, life) = (node.node, node.life);
-            if let Some((_, tag, reply)) = node.core.poll_reply() {
-                node.pending.remove(&tag);
-                self.answered += 1;
-                self.note(|| format!("client {client} has the answer to {}: ok {}", tag + 1, reply.is_ok()));
-                if let Err(why) = workload::answered(&mut self.records[tag as usize], self.stamp, reply) {
-                    return self.fail(why);
-                }
-                continue;
-            }
-            match node.core.poll_output() {
-                Some(ClientOutput::Connect { link, address }) => self.dial(id, life, link, address),
-                Some(ClientOutput::Send { link, message }) => self.send(id, life, link, &message),
-                Some(ClientOutput::Introduced { link, session }) => self.introduced(id, life, link, session),
-                Some(ClientOutput::Notice(text)) => self.note(|| format!("client {}: {text}", id.0)),
-                Some(ClientOutput::Close(link)) => self.hang_up(id, life, link),
-                None => break,
-            }
-        }
-        let node = &mut self.clients[client];
-        let wake = (node.core.poll_timeout() * 1000).max(self.now + 1);
-        if node.wake <= self.now || wake < node.wake {
-            node.wake = wake;
-            let (node, life) = (node.node, node.life);
-            self.at(wake, Event::Wake { node, life });
         }
     }
 
