@@ -161,3 +161,57 @@ fn everything_may_be_killed_at_once() {
         }
     });
 }
+
+#[test]
+fn a_pool_gets_more_pgs_while_it_serves_and_an_osd_dies() {
+    limited(120, || {
+        if !have(&["etcd", "etcdctl"]) {
+            return;
+        }
+        let mut fleet = fleet(FleetOptions::default());
+        let mut lanes = lanes(3);
+        let refused = fleet.blockyard(&["pool", "set-pg-count", "default", "48"]);
+        assert_ne!(refused.status, 0, "48 is not a multiple of 32");
+        let slowest = under_load(&mut fleet, &mut lanes, |fleet| {
+            thread::sleep(Duration::from_millis(500));
+            fleet.blockyard(&["pool", "set-pg-count", "default", "128"]).ok();
+            thread::sleep(Duration::from_millis(200));
+            fleet.kill("osd.2");
+            thread::sleep(Duration::from_millis(500));
+            fleet.start_osd(2);
+            fleet.wait_status(60, "128 placement groups serve, with all data", |status| {
+                status["pgs"]["total"] == 128 && status["pgs"]["active"] == 128
+            });
+        });
+        println!("{} writes, the slowest request took {slowest:?}", writes(&lanes));
+        check(&fleet, &mut lanes);
+    });
+}
+
+#[test]
+fn a_lazy_pool_loses_nothing_when_its_processes_die() {
+    limited(120, || {
+        if !have(&["etcd", "etcdctl"]) {
+            return;
+        }
+        let redundancy = ["--replicas", "3", "--immediate-commit", "none"];
+        let mut fleet = Fleet::start_with_pool(FleetOptions::default(), &redundancy, "64M");
+        let pools = fleet.blockyard(&["pool", "ls"]).ok().stdout;
+        assert!(pools.contains("none"), "{pools}");
+        let mut lanes = lanes(3);
+        let slowest = under_load(&mut fleet, &mut lanes, |fleet| {
+            for id in 1..=3 {
+                thread::sleep(Duration::from_millis(500));
+                fleet.kill(&format!("osd.{id}"));
+                fleet.start_osd(id);
+                fleet.wait_active(30);
+            }
+            (1..=3).for_each(|id| fleet.kill(&format!("osd.{id}")));
+            (1..=3).for_each(|id| fleet.start_osd_unwaited(id));
+            (1..=3).for_each(|id| drop(fleet.wait_ready(&format!("osd.{id}"))));
+            fleet.wait_active(30);
+        });
+        println!("{} writes, the slowest request took {slowest:?}", writes(&lanes));
+        check(&fleet, &mut lanes);
+    });
+}
