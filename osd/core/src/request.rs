@@ -161,7 +161,7 @@ impl Osd {
         if self.waits_for_recovery(shard, id) {
             return;
         }
-        let (lazy_seen, epoch) = (self.lazy_seen, self.epoch_of(id));
+        let lazy_since = if self.lazy_seen { self.epoch_of(id) } else { None };
         let Some(op) = self.ops.client_mut(id) else { return };
         op.trace.enter(self.now_us, Cause::Stores);
         if op.request.op.is_mutation() && !op.exclusive {
@@ -169,7 +169,7 @@ impl Osd {
                 RequestState::Unknown => {}
                 RequestState::Applied(version) => {
                     // What was here when the interval began was made durable then, by all members.
-                    op.unsynced = lazy_seen && Some(version.epoch()) == epoch;
+                    op.unsynced = lazy_since == Some(version.epoch());
                     return self.finish(id, Status::Ok, version, ReplyBody::Empty);
                 }
                 // The client has its answer: a copy of the request that was long on its way. An answer cannot hurt.
@@ -194,8 +194,8 @@ impl Osd {
 
     /// Whether a request was meant for an earlier interval only: its client has to repeat others first.
     fn is_of_past_epoch(&mut self, id: OpId) -> bool {
-        let present = self.epoch_of(id);
-        self.ops.client_mut(id).is_some_and(|op| op.request.only_in_epoch && Some(op.request.epoch) != present)
+        let only_in = self.ops.client_mut(id).filter(|op| op.request.only_in_epoch).map(|op| op.request.epoch);
+        only_in.is_some_and(|epoch| self.epoch_of(id) != Some(epoch))
     }
 
     /// Which sectors hold data, as far as we can tell at once.
