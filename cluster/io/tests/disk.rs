@@ -45,75 +45,84 @@ fn read(r: &mut Reactor, disk: DiskId, offset: u64, len: usize) -> std::io::Resu
     }
 }
 
+/// A folder on a disk, or wherever temporary files go, and one in memory, where transfers are done at once.
+fn folders() -> Vec<tempfile::TempDir> {
+    let memory = tempfile::tempdir_in("/dev/shm").expect("every Linux has it");
+    vec![tempfile::tempdir().unwrap(), memory]
+}
+
 fn create(r: &mut Reactor, path: &Path, bytes: u64) -> (DiskId, DiskInfo) {
     r.open_disk(path, DiskOptions { create_bytes: Some(bytes), direct: true, exclusive: true }).unwrap()
 }
 
 #[test]
 fn writes_read_back_and_discards_leave_zeroes() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("disk");
-    let mut r = reactor();
-    let (disk, info) = create(&mut r, &path, 16 << 20);
-    assert_eq!((info.bytes, info.is_block_device), (16 << 20, false));
-    assert_eq!(read(&mut r, disk, 1 << 20, 8192).unwrap(), [0; 8192]);
-    let pieces: SmallVec<[Buffer; 4]> = (1..=6u8).map(|i| Buffer::copy_of(&[i; 4096])).collect();
-    r.disk_write(disk, 1, 4096, pieces);
-    done(&mut r, 1);
-    r.disk_flush(disk, 2);
-    done(&mut r, 2);
-    let got = read(&mut r, disk, 0, 8 * 4096).unwrap();
-    assert!(got.chunks(4096).map(|c| c[0]).eq([0, 1, 2, 3, 4, 5, 6, 0]));
-    assert!(got.chunks(4096).all(|c| c.iter().all(|b| *b == c[0])));
-    assert_eq!(std::fs::read(&path).unwrap()[..8 * 4096], got[..]);
-    r.disk_discard(disk, 3, 8192, 8192);
-    done(&mut r, 3);
-    let got = read(&mut r, disk, 0, 8 * 4096).unwrap();
-    let firsts: Vec<u8> = got.chunks(4096).map(|c| c[0]).collect();
-    assert!(firsts == [0, 1, 0, 0, 4, 5, 6, 0] || firsts == [0, 1, 2, 3, 4, 5, 6, 0], "{firsts:?}");
-    r.disk_discard(disk, 4, 0, 0);
-    done(&mut r, 4);
-    r.disk_write(disk, 5, 0, smallvec![]);
-    done(&mut r, 5);
-    let past = read(&mut r, disk, 16 << 20, 4096).unwrap_err();
-    assert_eq!(past.kind(), std::io::ErrorKind::UnexpectedEof);
-    let part = read(&mut r, disk, (16 << 20) - 4096, 8192).unwrap_err();
-    assert_eq!(part.kind(), std::io::ErrorKind::UnexpectedEof);
+    for folder in folders() {
+        let path = folder.path().join("disk");
+        let mut r = reactor();
+        let (disk, info) = create(&mut r, &path, 16 << 20);
+        assert_eq!((info.bytes, info.is_block_device), (16 << 20, false));
+        assert_eq!(read(&mut r, disk, 1 << 20, 8192).unwrap(), [0; 8192]);
+        let pieces: SmallVec<[Buffer; 4]> = (1..=6u8).map(|i| Buffer::copy_of(&[i; 4096])).collect();
+        r.disk_write(disk, 1, 4096, pieces);
+        done(&mut r, 1);
+        r.disk_flush(disk, 2);
+        done(&mut r, 2);
+        let got = read(&mut r, disk, 0, 8 * 4096).unwrap();
+        assert!(got.chunks(4096).map(|c| c[0]).eq([0, 1, 2, 3, 4, 5, 6, 0]));
+        assert!(got.chunks(4096).all(|c| c.iter().all(|b| *b == c[0])));
+        assert_eq!(std::fs::read(&path).unwrap()[..8 * 4096], got[..]);
+        r.disk_discard(disk, 3, 8192, 8192);
+        done(&mut r, 3);
+        let got = read(&mut r, disk, 0, 8 * 4096).unwrap();
+        let firsts: Vec<u8> = got.chunks(4096).map(|c| c[0]).collect();
+        assert!(firsts == [0, 1, 0, 0, 4, 5, 6, 0] || firsts == [0, 1, 2, 3, 4, 5, 6, 0], "{firsts:?}");
+        r.disk_discard(disk, 4, 0, 0);
+        done(&mut r, 4);
+        r.disk_write(disk, 5, 0, smallvec![]);
+        done(&mut r, 5);
+        let past = read(&mut r, disk, 16 << 20, 4096).unwrap_err();
+        assert_eq!(past.kind(), std::io::ErrorKind::UnexpectedEof);
+        let part = read(&mut r, disk, (16 << 20) - 4096, 8192).unwrap_err();
+        assert_eq!(part.kind(), std::io::ErrorKind::UnexpectedEof);
+    }
 }
 
 #[test]
 fn hundreds_of_operations_are_in_flight_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut r = reactor();
-    let (disk, _) = create(&mut r, &folder.path().join("disk"), 64 << 20);
-    let count = 1_000u64;
-    for i in 0..count {
-        let data = Buffer::copy_of(&[i as u8; 4096]);
-        r.disk_write(disk, i, i * 8192, smallvec![data.clone(), data]);
-    }
-    let mut seen = vec![false; count as usize];
-    for _ in 0..count {
-        let Event::DiskDone { token, result, .. } = next(&mut r) else { panic!() };
-        result.unwrap();
-        assert!(!std::mem::replace(&mut seen[token as usize], true), "{token} ended twice");
-    }
-    (0..count).for_each(|i| r.disk_read(disk, i, i * 8192, BufferMut::for_overwrite(8192)));
-    for _ in 0..count {
-        let Event::DiskRead { token, result, .. } = next(&mut r) else { panic!() };
-        assert!(result.unwrap().iter().all(|b| *b == token as u8));
+    for folder in folders() {
+        let mut r = reactor();
+        let (disk, _) = create(&mut r, &folder.path().join("disk"), 64 << 20);
+        let count = 1_000u64;
+        for i in 0..count {
+            let data = Buffer::copy_of(&[i as u8; 4096]);
+            r.disk_write(disk, i, i * 8192, smallvec![data.clone(), data]);
+        }
+        let mut seen = vec![false; count as usize];
+        for _ in 0..count {
+            let Event::DiskDone { token, result, .. } = next(&mut r) else { panic!() };
+            result.unwrap();
+            assert!(!std::mem::replace(&mut seen[token as usize], true), "{token} ended twice");
+        }
+        (0..count).for_each(|i| r.disk_read(disk, i, i * 8192, BufferMut::for_overwrite(8192)));
+        for _ in 0..count {
+            let Event::DiskRead { token, result, .. } = next(&mut r) else { panic!() };
+            assert!(result.unwrap().iter().all(|b| *b == token as u8));
+        }
     }
 }
 
 #[test]
 fn one_write_may_have_more_pieces_than_the_kernel_takes() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut r = reactor();
-    let (disk, _) = create(&mut r, &folder.path().join("disk"), 16 << 20);
-    let pieces: SmallVec<[Buffer; 4]> = (0..2_500u32).map(|i| Buffer::copy_of(&[(i % 251) as u8; 4096])).collect();
-    r.disk_write(disk, 1, 0, pieces);
-    done(&mut r, 1);
-    let got = read(&mut r, disk, 0, 2_500 * 4096).unwrap();
-    assert!(got.chunks(4096).enumerate().all(|(i, c)| c.iter().all(|b| *b == (i % 251) as u8)));
+    for folder in folders() {
+        let mut r = reactor();
+        let (disk, _) = create(&mut r, &folder.path().join("disk"), 16 << 20);
+        let pieces: SmallVec<[Buffer; 4]> = (0..2_500u32).map(|i| Buffer::copy_of(&[(i % 251) as u8; 4096])).collect();
+        r.disk_write(disk, 1, 0, pieces);
+        done(&mut r, 1);
+        let got = read(&mut r, disk, 0, 2_500 * 4096).unwrap();
+        assert!(got.chunks(4096).enumerate().all(|(i, c)| c.iter().all(|b| *b == (i % 251) as u8)));
+    }
 }
 
 #[test]
@@ -153,18 +162,19 @@ fn opening_creates_and_extends_but_never_shrinks() {
 
 #[test]
 fn operations_of_a_closed_disk_end_silently() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("disk");
-    let mut r = reactor();
-    let (disk, _) = create(&mut r, &path, 1 << 20);
-    r.disk_write(disk, 1, 0, smallvec![Buffer::copy_of(&[9; 4096])]);
-    r.close_disk(disk);
-    let options = DiskOptions { exclusive: true, ..Default::default() };
-    while r.open_disk(&path, options).is_err() {
-        r.turn(Some(far())).unwrap();
-        assert!(r.next_event().is_none());
+    for folder in folders() {
+        let path = folder.path().join("disk");
+        let mut r = reactor();
+        let (disk, _) = create(&mut r, &path, 1 << 20);
+        r.disk_write(disk, 1, 0, smallvec![Buffer::copy_of(&[9; 4096])]);
+        r.close_disk(disk);
+        let options = DiskOptions { exclusive: true, ..Default::default() };
+        while r.open_disk(&path, options).is_err() {
+            r.turn(Some(far())).unwrap();
+            assert!(r.next_event().is_none());
+        }
+        assert_eq!(std::fs::read(&path).unwrap()[..4096], [9; 4096]);
     }
-    assert_eq!(std::fs::read(&path).unwrap()[..4096], [9; 4096]);
 }
 
 #[test]
