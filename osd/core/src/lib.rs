@@ -14,6 +14,8 @@
 //! - [`pg`]: state, locks, peering and recovery of a placement group.
 
 mod ec;
+#[cfg(test)]
+mod hostile;
 mod latency;
 mod links;
 mod op;
@@ -27,6 +29,8 @@ mod request;
 mod scrub;
 mod secondary;
 mod slow;
+#[cfg(test)]
+mod testing;
 mod write;
 
 pub use latency::{ByClass, Latencies, OP_CLASSES, OpClass};

@@ -119,55 +119,15 @@ impl Osd {
 #[cfg(test)]
 mod tests {
     use cluster_proto::Uuid;
-    use cluster_proto::ids::{ClientId, Incarnation, ObjectId, OsdId, PoolId};
-    use cluster_proto::layout::SectorRange;
+    use cluster_proto::ids::{Incarnation, OsdId, PoolId};
     use cluster_proto::limits::READ_LEASE_WAIT_MS;
     use cluster_proto::map::{Member, PoolConfig, keys};
-    use cluster_proto::shard::{Allocation, Buckets, Digests, ObjectHead, RequestState, ShardOutcome, Space};
+    use cluster_proto::shard::ShardOutcome;
 
     use super::*;
     use crate::op::{Kind, Op};
     use crate::osd::OsdOptions;
-
-    /// A store without objects.
-    #[derive(Default)]
-    struct Empty {
-        pg_count: u32,
-    }
-
-    impl ShardIndex for Empty {
-        fn head(&self, _: &ObjectId) -> Option<ObjectHead> {
-            None
-        }
-        fn request(&self, _: ClientId, _: u64) -> RequestState {
-            RequestState::Unknown
-        }
-        fn set_floor(&mut self, _: ClientId, _: u64) {}
-        fn allocation(&self, _: &ObjectId, _: SectorRange) -> Vec<Allocation> {
-            Vec::new()
-        }
-        fn set_pool(&mut self, _: PoolId, pg_count: u32) {
-            self.pg_count = self.pg_count.max(pg_count);
-        }
-        fn digests(&self, _: PgScope) -> Digests {
-            [0; 256]
-        }
-        fn list(&self, _: PgScope, _: &Buckets) -> Vec<ObjectHead> {
-            Vec::new()
-        }
-        fn tombstones(&self, _: PgScope) -> Vec<ObjectHead> {
-            Vec::new()
-        }
-        fn staged(&self, _: PgScope) -> Vec<ObjectHead> {
-            Vec::new()
-        }
-        fn parts(&self, _: PgScope) -> u32 {
-            0
-        }
-        fn space(&self) -> Space {
-            Space::default()
-        }
-    }
+    use crate::testing::Empty;
 
     fn member(osd: u32) -> Member {
         Member { osd: OsdId(osd), incarnation: Incarnation(u64::from(osd)) }

@@ -1,50 +1,16 @@
 //! Members that do not keep to reason: what they can make an OSD hold is bounded.
 
+use crate::testing::Empty;
+use crate::{Osd, OsdOptions, Output};
+use cluster_proto::Uuid;
 use cluster_proto::ids::{Epoch, Incarnation, LayerId, ObjectId, OsdId, PgId, PoolId, Version};
 use cluster_proto::limits::{EARLY_QUERIES_MAX, PG_HEADS_MAX, WIRE_HEADS_MAX};
 use cluster_proto::link::{Identity, LinkId, Outgoing};
 use cluster_proto::map::{Member, OsdState, PgMap, PoolConfig, keys};
-use cluster_proto::shard::{Allocation, Buckets, Digests, ObjectHead, RequestState, ShardIndex, Space};
+use cluster_proto::shard::ObjectHead;
 use cluster_proto::wire::{Message, Nonce, PeerInfo, PeerObjects, PeerQuery, Role};
-use cluster_proto::{ClientId, PgScope, SectorRange, Uuid};
-use osd_core::{Osd, OsdOptions, Output};
 
 const CLUSTER: Uuid = Uuid::from_u128(7);
-
-/// A store without objects.
-struct Empty;
-
-impl ShardIndex for Empty {
-    fn head(&self, _: &ObjectId) -> Option<ObjectHead> {
-        None
-    }
-    fn request(&self, _: ClientId, _: u64) -> RequestState {
-        RequestState::Unknown
-    }
-    fn set_floor(&mut self, _: ClientId, _: u64) {}
-    fn allocation(&self, _: &ObjectId, _: SectorRange) -> Vec<Allocation> {
-        Vec::new()
-    }
-    fn set_pool(&mut self, _: PoolId, _: u32) {}
-    fn digests(&self, _: PgScope) -> Digests {
-        [0; 256]
-    }
-    fn list(&self, _: PgScope, _: &Buckets) -> Vec<ObjectHead> {
-        Vec::new()
-    }
-    fn tombstones(&self, _: PgScope) -> Vec<ObjectHead> {
-        Vec::new()
-    }
-    fn staged(&self, _: PgScope) -> Vec<ObjectHead> {
-        Vec::new()
-    }
-    fn parts(&self, _: PgScope) -> u32 {
-        0
-    }
-    fn space(&self) -> Space {
-        Space::default()
-    }
-}
 
 fn run_of(osd: u32) -> Incarnation {
     Incarnation(u64::from(osd) + 100)
@@ -84,7 +50,7 @@ fn caller(osd: &mut Osd, id: u32) -> LinkId {
     let mut out = Outgoing::new(OsdId(1));
     out.poll(0, Some("127.0.0.1:1".parse().unwrap()), LinkId(0));
     let hello = out.handle_connected(&identity, Nonce([2; Nonce::LEN])).expect("an introduction");
-    osd.handle_message(0, &mut Empty, link, hello);
+    osd.handle_message(0, &mut Empty::default(), link, hello);
     assert!(outputs(osd).iter().any(|o| matches!(o, Output::Introduced { link: l, .. } if *l == link)));
     link
 }
@@ -95,7 +61,7 @@ fn who_asks_into_groups_without_end_is_sent_away_and_nobody_else() {
     let (honest, greedy) = (caller(&mut osd, 2), caller(&mut osd, 3));
     let ask = |osd: &mut Osd, link, pool, index| {
         let query = PeerQuery { pg: PgId { pool: PoolId(pool), index }, epoch: Epoch(1), round: 1 };
-        osd.handle_message(0, &mut Empty, link, Message::PeerQuery(query));
+        osd.handle_message(0, &mut Empty::default(), link, Message::PeerQuery(query));
     };
     (0..10).for_each(|index| ask(&mut osd, honest, 1, index));
     let rest = EARLY_QUERIES_MAX as u32 - 10;
@@ -131,20 +97,20 @@ fn listing(osd: &mut Osd) -> (LinkId, PeerQuery) {
         (keys::pg_map(pg), serde_json::to_vec(&map)),
     ];
     for (key, value) in values {
-        osd.handle_map(0, &mut Empty, &key, Some(&value.unwrap())).expect("it keeps the schema");
+        osd.handle_map(0, &mut Empty::default(), &key, Some(&value.unwrap())).expect("it keeps the schema");
     }
     let of = |output| if let Output::Connect { link, .. } = output { Some(link) } else { None };
     let link = outputs(osd).into_iter().find_map(of).expect("it connects to the other member");
     osd.handle_connected(0, link, Nonce([3; Nonce::LEN]));
     let mut other = self::osd(2);
     let theirs = other.handle_accepted(0, Nonce([4; Nonce::LEN]));
-    other.handle_message(0, &mut Empty, theirs, sent(osd).expect("an introduction"));
-    osd.handle_message(0, &mut Empty, link, sent(&mut other).expect("a welcome"));
+    other.handle_message(0, &mut Empty::default(), theirs, sent(osd).expect("an introduction"));
+    osd.handle_message(0, &mut Empty::default(), link, sent(&mut other).expect("a welcome"));
     let query = PeerQuery { pg, epoch: Epoch(1), round: 1 };
     let mut digests = Box::new([0; 256]);
     digests[0] = 1;
     let info = PeerInfo { query, digests, free_bytes: 0, lease_ms: 0, parts: 1 };
-    osd.handle_message(0, &mut Empty, link, Message::PeerInfo(info));
+    osd.handle_message(0, &mut Empty::default(), link, Message::PeerInfo(info));
     assert!(outputs(osd).iter().any(|o| matches!(o, Output::Send { message: Message::PeerList(_), .. })));
     (link, query)
 }
@@ -163,7 +129,7 @@ fn a_list_without_end_fails_the_round() {
     let heads: Vec<_> = (0..WIRE_HEADS_MAX as u32).map(head).collect();
     let more = |osd: &mut Osd| {
         let objects = PeerObjects { query, more: true, heads: heads.clone() };
-        osd.handle_message(0, &mut Empty, link, Message::PeerObjects(objects));
+        osd.handle_message(0, &mut Empty::default(), link, Message::PeerObjects(objects));
     };
     (0..PG_HEADS_MAX / WIRE_HEADS_MAX).for_each(|_| more(&mut osd));
     assert_eq!(osd.pg_summaries()[0].state, "peering");
