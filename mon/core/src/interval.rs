@@ -44,16 +44,16 @@ pub(crate) fn acting(
     scheme: Scheme,
     target: &[OsdId],
 ) -> Vec<Option<Member>> {
-    let former = former(map, pg);
+    let former = former(map, pg, scheme.width());
     let mut members: Vec<Option<Member>> = target.iter().map(|osd| running.member(*osd)).collect();
     let free = |members: &[Option<Member>], osd: OsdId| members.iter().flatten().all(|m| m.osd != osd);
     match scheme {
         Scheme::Replicated { copies } => {
             members.retain(Option::is_some);
-            for osd in former.iter().flat_map(|(_, set)| set.iter().flatten()) {
+            for osd in former.iter().flat_map(Interval::osds) {
                 if members.len() < usize::from(copies)
-                    && free(&members, *osd)
-                    && let Some(member) = running.member(*osd)
+                    && free(&members, osd)
+                    && let Some(member) = running.member(osd)
                 {
                     members.push(Some(member));
                 }
@@ -61,8 +61,8 @@ pub(crate) fn acting(
         }
         Scheme::Ec { .. } => {
             members.resize(scheme.width(), None);
-            for (_, set) in &former {
-                for (shard, osd) in set.iter().enumerate().take(scheme.width()) {
+            for interval in &former {
+                for (shard, osd) in interval.acting.iter().enumerate().take(scheme.width()) {
                     if members[shard].is_none()
                         && let Some(osd) = osd.filter(|osd| free(&members, *osd))
                     {
@@ -75,12 +75,15 @@ pub(crate) fn acting(
     members
 }
 
-/// Who served a PG, by shard, latest first.
-fn former(map: &ClusterMap, pg: PgId) -> Vec<(Epoch, Vec<Option<OsdId>>)> {
-    let mut sets: Vec<_> = map.histories.get(&pg).into_iter().flatten().map(|i| (i.epoch, i.acting.clone())).collect();
-    sets.extend(map.activations.get(&pg).map(|a| (a.epoch, a.interval().acting)));
-    sets.sort_by_key(|(epoch, _)| std::cmp::Reverse(*epoch));
-    sets
+/// The intervals in which a PG was served and which the next one has to look back to, latest first.
+fn former(map: &ClusterMap, pg: PgId, width: usize) -> Vec<Interval> {
+    let before = map.histories.get(&pg).map_or(&[][..], Vec::as_slice);
+    let mut past = match map.activations.get(&pg) {
+        Some(record) if before.iter().all(|interval| interval.epoch < record.epoch) => history(before, record, width),
+        _ => before.to_vec(),
+    };
+    past.sort_by_key(|interval| std::cmp::Reverse(interval.epoch));
+    past
 }
 
 /// Who should lead: whoever does, as long as it has everything; `preferred`, if it has.
