@@ -167,6 +167,9 @@ fn render_osds(out: &mut Exposition, map: &ClusterMap, stats: &BTreeMap<OsdId, O
     of("recovered_objects_total", "counter", "Objects copied to bring members to the same state.", |s| {
         s.recovered_objects
     });
+    of("patched_objects_total", "counter", "Of these, those of which only changed sectors were written.", |s| {
+        s.patched_objects
+    });
     of("recovered_bytes_total", "counter", "Bytes written to members for that.", |s| s.recovered_bytes);
     of("objects_degraded", "gauge", "Objects of PGs that the OSD leads that some member lacks.", |s| {
         s.objects_degraded

@@ -22,6 +22,9 @@ const METRICS: &[Metric] = &[
     ("recovered_objects_total", "counter", "Objects copied to bring members to the same state", |l| {
         l.stats.recovered_objects
     }),
+    ("patched_objects_total", "counter", "Of these, those of which only changed sectors were written", |l| {
+        l.stats.patched_objects
+    }),
     ("recovered_bytes_total", "counter", "Bytes written to members for that", |l| l.stats.recovered_bytes),
     ("objects_degraded", "gauge", "Objects of PGs that it leads that some member lacks", |l| l.stats.objects_degraded),
     ("scrubbed_objects_total", "counter", "Objects that deep scrubs verified", |l| l.stats.scrubbed_objects),

@@ -56,6 +56,8 @@ struct Counters {
     repaired_sectors: u64,
     io_errors: u64,
     recovered_objects: u64,
+    patched_objects: u64,
+    recovered_bytes: u64,
 }
 
 /// How far recovery is, of all OSDs together, as of the last seconds.
@@ -123,6 +125,8 @@ impl Counters {
         self.repaired_sectors += stats.repaired_sectors;
         self.io_errors += stats.io_errors;
         self.recovered_objects += stats.recovered_objects;
+        self.patched_objects += stats.patched_objects;
+        self.recovered_bytes += stats.recovered_bytes;
     }
 }
 

@@ -200,7 +200,9 @@ pub enum ShardOp {
         version: Version,
         /// The sectors; may be empty.
         sectors: SectorRange,
-        /// Their data.
+        /// Where any shard of the object changes by it: not for the store, but for those who remember what members miss.
+        rows: SectorRange,
+        /// The data of `sectors`.
         data: Buffer,
         /// Their checksums, already verified against `data`.
         crcs: Crcs,

@@ -119,6 +119,7 @@ fn samples() -> Vec<Message> {
             object: object.shard(31),
             version,
             sectors: two,
+            rows: SectorRange::new(2, 7),
             data: data.clone(),
             crcs: crcs.clone(),
             origin,

@@ -71,7 +71,7 @@ fn main() {
                     ShardOp::Write { object, version, sectors, data, crcs, origin: Origin::NONE, lazy: false }
                 } else {
                     staged.push((object, version));
-                    ShardOp::Stage { object, version, sectors, data, crcs, origin: Origin::NONE }
+                    ShardOp::Stage { object, version, sectors, rows: sectors, data, crcs, origin: Origin::NONE }
                 };
                 store.submit(version.0, op);
             }

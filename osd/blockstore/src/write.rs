@@ -84,7 +84,7 @@ impl Store {
                 let payload = Payload { is_lazy: *lazy, ..Payload::of_range(sectors, data, crcs) };
                 self.write_payload(tag, change, &payload)
             }
-            ShardOp::Stage { object, version, sectors, data, crcs, origin } => {
+            ShardOp::Stage { object, version, sectors, data, crcs, origin, rows: _ } => {
                 check_origin(origin)?;
                 // No sectors: only the version changes.
                 let ranges = if sectors.count == 0 { SmallVec::new() } else { SmallVec::from_slice(&[*sectors]) };

@@ -41,6 +41,9 @@ pub(crate) struct Recovery {
     pub gathered: Vec<(u8, ObjectContent)>,
 }
 
+/// The version that all members have who lack an object, and the sectors in which it differs from ours.
+pub(crate) type Patch = (Version, Vec<SectorRange>);
+
 /// How far a [`Recovery`] is. Numbers are those of peers.
 #[derive(Debug)]
 pub(crate) enum Stage {
@@ -48,10 +51,10 @@ pub(crate) enum Stage {
     Locking,
     /// Taking back what too few shards got.
     RollingBack,
-    /// Asking `from` for the object; with `base`, for what changed since that version.
-    Fetching { from: usize, base: Option<Version> },
-    /// Asking holders of shards for them.
-    Gathering { asked: Vec<(u8, usize)> },
+    /// Asking `from` for the object; with `patch`, for what changed since a version.
+    Fetching { from: usize, patch: Option<Patch> },
+    /// Asking holders of shards for them; with `patch`, for what changed since a version.
+    Gathering { asked: Vec<(u8, usize)>, patch: Option<Patch> },
     /// `from` has damaged sectors: asking others for sectors with these checksums, in whatever version.
     Salvaging { from: usize, bad: SectorRange, crcs: Crcs, asked: PeerMask },
     /// Rewriting the damaged sectors of `from`.
@@ -214,7 +217,7 @@ impl Osd {
         };
         if let Some(recovery) = self.recovery_mut(id) {
             recovery.tried |= 1 << from;
-            recovery.stage = Stage::Fetching { from, base: patch.map(|(base, _)| base) };
+            recovery.stage = Stage::Fetching { from, patch };
         }
         self.send_to_peer(shard, id, from, ask);
     }
@@ -228,9 +231,9 @@ impl Osd {
         match (&mut recovery.stage, outcome) {
             (Stage::RollingBack, outcome) => self.ec_rolled_back(shard, id, peer, settled, &outcome),
             (Stage::Gathering { .. }, outcome) => self.ec_gathered(shard, id, peer, settled, outcome),
-            (Stage::Fetching { base, .. }, ShardOutcome::Fetched { version: found, content }) if found == version => {
-                let base = *base;
-                self.copy_to_stale(shard, id, version, base, content);
+            (Stage::Fetching { patch, .. }, ShardOutcome::Fetched { version: found, content }) if found == version => {
+                let patch = patch.take();
+                self.copy_to_stale(shard, id, version, patch, content);
             }
             (&mut Stage::Fetching { from, .. }, ShardOutcome::Corrupt { version: found, sectors, crcs })
                 if found == version && !sectors.is_empty() =>
@@ -343,25 +346,19 @@ impl Osd {
         shard: &mut dyn ShardIndex,
         id: OpId,
         version: Version,
-        base: Option<Version>,
-        mut content: ObjectContent,
+        patch: Option<Patch>,
+        content: ObjectContent,
     ) {
         let Some(recovery) = self.recovery_mut(id) else { return };
         recovery.stage = Stage::Copying;
         let Some((pg, object)) = self.recovery_of(id) else { return };
         let stale = pg.missing.get(&object).map_or(0, |missing| missing.stale);
         let bytes = content.data.len() as u64;
-        let sectors = base.and_then(|base| pg.dirty.since(&object, base)).map(<[SectorRange]>::to_vec);
-        let change = match (base, sectors) {
-            (Some(base), Some(sectors)) => ShardOp::Patch { object, base, version, sectors, content },
-            _ => {
-                forget_others(&mut content);
-                ShardOp::Restore { object, version, content }
-            }
-        };
         if stale == 0 {
             return self.recovery_finish(shard, id);
         }
+        self.stats.patched_objects += u64::from(patch.is_some());
+        let change = restoring(object, version, patch, content);
         self.recovery_cost(id, bytes * u64::from(stale.count_ones()));
         self.send_to(shard, id, stale, change);
     }
@@ -468,12 +465,13 @@ impl Osd {
 impl Pg {
     /// If all members that lack the object have one version of it, since which `from`, that is we, knows what changed: that
     /// version and those sectors.
-    fn patch_base(&self, object: &ObjectId, from: usize) -> Option<(Version, Vec<SectorRange>)> {
+    pub fn patch_base(&self, object: &ObjectId, from: usize) -> Option<Patch> {
         if from != self.own() {
             return None;
         }
         let missing = self.missing.get(object).filter(|missing| !missing.deleted)?;
-        let mut bases = bits(missing.stale).map(|peer| missing.shard_at(peer, 0).filter(|shard| !shard.deleted));
+        let part = |peer| self.name_at(*object, peer).part;
+        let mut bases = bits(missing.stale).map(|peer| missing.shard_at(peer, part(peer)).filter(|s| !s.deleted));
         let base = bases.next()??.version;
         if !bases.all(|shard| shard.is_some_and(|shard| shard.version == base)) {
             return None;
@@ -483,9 +481,23 @@ impl Pg {
     }
 }
 
+/// What brings a member's object to a version: the change of what it lacks, or the whole.
+pub(crate) fn restoring(
+    object: ObjectId,
+    version: Version,
+    patch: Option<Patch>,
+    mut content: ObjectContent,
+) -> ShardOp {
+    if let Some((base, sectors)) = patch {
+        return ShardOp::Patch { object, base, version, sectors, content };
+    }
+    forget_others(&mut content);
+    ShardOp::Restore { object, version, content }
+}
+
 /// A member that is given a whole copy may remember requests that nobody else carried out, and whose changes are not in the copy: they did not
 /// take effect. Of so many requests that the copy does not list them all, only those newer than the oldest listed can be told.
-pub(crate) fn forget_others(content: &mut ObjectContent) {
+fn forget_others(content: &mut ObjectContent) {
     let requests = &mut content.requests;
     let mut above = Version::NONE;
     if requests.len() >= WIRE_REQUESTS_MAX {

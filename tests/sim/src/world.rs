@@ -94,6 +94,8 @@ pub struct Report {
     pub repaired: u64,
     /// Objects recovered in peering.
     pub recovered: u64,
+    /// Of these, by their changed sectors.
+    pub patched: u64,
     /// Objects verified by scrubs.
     pub scrubbed: u64,
     /// Damaged sectors that scrubs found.
@@ -139,6 +141,7 @@ pub struct World {
     crashes: u64,
     repaired: u64,
     recovered: u64,
+    patched: u64,
     scrubbed: u64,
     scrub_errors: u64,
     hash: u64,
@@ -221,6 +224,7 @@ impl World {
             crashes: 0,
             repaired: 0,
             recovered: 0,
+            patched: 0,
             scrubbed: 0,
             scrub_errors: 0,
             hash: 0xcbf2_9ce4_8422_2325,
@@ -278,6 +282,7 @@ impl World {
             crashes: self.crashes,
             repaired: self.repaired,
             recovered: self.recovered,
+            patched: self.patched,
             scrubbed: self.scrubbed,
             scrub_errors: self.scrub_errors,
             splits: self.splits,
@@ -707,6 +712,7 @@ impl World {
     fn count(&mut self, stats: &OsdStats) {
         self.repaired += stats.repaired_sectors;
         self.recovered += stats.recovered_objects;
+        self.patched += stats.patched_objects;
         self.scrubbed += stats.scrubbed_objects;
         self.scrub_errors += stats.scrub_errors;
     }

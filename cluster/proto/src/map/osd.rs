@@ -156,6 +156,8 @@ pub struct OsdStats {
     pub io_errors: u64,
     /// Objects of PGs this OSD leads that were brought to members that lacked them.
     pub recovered_objects: u64,
+    /// Of these, those of which only the sectors that had changed were written.
+    pub patched_objects: u64,
     /// Bytes that were written to members for that.
     pub recovered_bytes: u64,
     /// Present speed of recovery.

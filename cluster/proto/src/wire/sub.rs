@@ -214,6 +214,7 @@ impl SubRequest {
         let (base, ranges): (_, &[SectorRange]) = match &self.op {
             ShardOp::Patch { base, sectors, .. } => (*base, sectors),
             ShardOp::FetchPart { sectors, .. } => (Version::NONE, sectors),
+            ShardOp::Stage { rows, .. } => (Version::NONE, std::slice::from_ref(rows)),
             _ => (Version::NONE, &[]),
         };
         debug_assert!(ranges.len() <= PATCH_RANGES_MAX);
@@ -310,7 +311,10 @@ impl SubRequest {
                 }
                 ShardOp::Patch { object, base: Version(raw.base.get()), version, sectors, content }
             }
-            12 => ShardOp::Stage { object, version, sectors, data, crcs, origin },
+            12 => {
+                let rows = read_ranges(r, raw.ranges.get(), 1)?.pop().ok_or_else(|| r.error("rows of a change"))?;
+                ShardOp::Stage { object, version, sectors, rows, data, crcs, origin }
+            }
             13 => ShardOp::Commit { object, version },
             14 => ShardOp::Rollback { object, version },
             15 => ShardOp::Drop { object, version },

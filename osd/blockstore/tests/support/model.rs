@@ -340,7 +340,7 @@ pub fn write(object: ObjectId, version: Version, sectors: SectorRange, origin: O
 pub fn stage(object: ObjectId, version: Version, sectors: SectorRange, origin: Origin) -> ShardOp {
     let data = filled(sectors.iter().map(|s| word(version, s)));
     let crcs = sector_crcs(&data);
-    ShardOp::Stage { object, version, sectors, data, crcs, origin }
+    ShardOp::Stage { object, version, sectors, rows: sectors, data, crcs, origin }
 }
 
 fn patch(rng: &mut Rng, object: ObjectId, base: Version, version: Version, end: u32) -> ShardOp {

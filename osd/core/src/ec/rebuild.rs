@@ -13,7 +13,7 @@ use erasure::Code;
 use crate::op::{OpId, bits};
 use crate::osd::Osd;
 use crate::pg::{Pg, Shard};
-use crate::recovery::{Stage, forget_others};
+use crate::recovery::{Stage, restoring};
 
 impl Pg {
     /// Whether a shard has to make way for the version that counts: by being turned back, or, of a member, by being dropped. A member that was
@@ -108,12 +108,21 @@ impl Osd {
         let Some(shards) = shards else {
             return self.ec_undo_or_fail(shard, id);
         };
+        // What we know of changes is of our own shard, up to the version that it has.
+        let own = pg.own();
+        let patch = (missing.stale >> own & 1 == 0).then(|| pg.patch_base(&object, own)).flatten();
+        let sectors = patch.as_ref().map(|(_, sectors)| sectors.clone());
         if let Some(recovery) = self.recovery_mut(id) {
-            recovery.stage = Stage::Gathering { asked: shards.clone() };
+            recovery.stage = Stage::Gathering { asked: shards.clone(), patch };
             recovery.gathered.clear();
         }
         for (part, peer) in shards {
-            self.send_to_peer(shard, id, peer, ShardOp::Fetch { object: object.shard(part) });
+            let object = object.shard(part);
+            let ask = match &sectors {
+                Some(sectors) => ShardOp::FetchPart { object, sectors: sectors.clone() },
+                None => ShardOp::Fetch { object },
+            };
+            self.send_to_peer(shard, id, peer, ask);
         }
     }
 
@@ -148,7 +157,7 @@ impl Osd {
         let Some((pg, object)) = self.recovery_of(id) else { return };
         let wanted = pg.missing.get(&object).map(|missing| missing.version);
         let Some(recovery) = self.recovery_mut(id) else { return };
-        let Stage::Gathering { asked } = &recovery.stage else { return };
+        let Stage::Gathering { asked, .. } = &recovery.stage else { return };
         let Some(part) = asked.iter().find(|(_, from)| *from == peer).map(|(part, _)| *part) else { return };
         match outcome {
             ShardOutcome::Fetched { version, content } if Some(version) == wanted => {
@@ -166,10 +175,11 @@ impl Osd {
         self.ec_rebuild(shard, id);
     }
 
-    /// Computes the missing shards and sends them to their members.
+    /// Computes the missing shards, or what of them changed, and sends them to their members.
     fn ec_rebuild(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
         let Some(recovery) = self.recovery_mut(id) else { return };
-        recovery.stage = Stage::Copying;
+        let stage = std::mem::replace(&mut recovery.stage, Stage::Copying);
+        let Stage::Gathering { patch, .. } = stage else { return };
         let gathered = std::mem::take(&mut recovery.gathered);
         let Some((pg, object)) = self.recovery_of(id) else { return };
         let Some(missing) = pg.missing.get(&object) else { return };
@@ -178,14 +188,14 @@ impl Osd {
         let Some(code) = self.code.get(scheme) else { return };
         let mut bytes = 0;
         for (peer, name) in targets {
-            let mut content = match deleted {
+            let content = match deleted {
                 true => ObjectContent { requests: gathered[0].1.requests.clone(), deleted, ..ObjectContent::default() },
                 false => rebuilt(&code, &gathered, name.part),
             };
             bytes += content.data.len() as u64;
-            forget_others(&mut content);
-            self.send_to_peer(shard, id, peer, ShardOp::Restore { object: name, version, content });
+            self.send_to_peer(shard, id, peer, restoring(name, version, patch.clone(), content));
         }
+        self.stats.patched_objects += u64::from(patch.is_some());
         self.recovery_cost(id, bytes);
     }
 }

@@ -94,7 +94,12 @@ impl Osd {
         let shards: Vec<_> = own_last.map(|peer| (peer, pg.name_at(object, peer))).collect();
         for (peer, object) in shards {
             let (sectors, data, crcs) = changes[usize::from(object.part)].clone();
-            self.send_to_peer(shard, id, peer, ShardOp::Stage { object, version, sectors, data, crcs, origin });
+            self.send_to_peer(
+                shard,
+                id,
+                peer,
+                ShardOp::Stage { object, version, sectors, rows: plan.rows, data, crcs, origin },
+            );
         }
     }
 

@@ -3,6 +3,8 @@
 //!
 //! An entry says: our copy, at whatever version it is now, differs from our copy at version `base` in these sectors only.
 //! It is begun when a PG is degraded and followed through every change of our store, so it stays true whoever leads the PG.
+//! Of an erasure-coded object it says so of all shards: changes name the rows in which any of them differs. (A change that is taken
+//! back leaves its rows in the list; that does no harm.)
 
 use std::collections::BTreeMap;
 
@@ -58,10 +60,12 @@ impl DirtyMap {
     /// `begin`, objects are taken up that were not followed yet: from the first change of an interval on, so that nothing
     /// unknown is under way.
     pub fn follow(&mut self, op: &ShardOp, begin: bool, present: impl FnOnce(&ObjectId) -> Version) {
-        let Some(object) = op.object() else { return };
+        let Some(named) = op.object() else { return };
+        let object = &named.whole();
         let changed: Option<&[SectorRange]> = match op {
             ShardOp::Write { sectors, .. } | ShardOp::Zero { sectors, .. } => Some(std::slice::from_ref(sectors)),
             ShardOp::Patch { sectors, .. } => Some(sectors),
+            ShardOp::Stage { rows, .. } => Some(std::slice::from_ref(rows)),
             ShardOp::Delete { .. } | ShardOp::Restore { .. } | ShardOp::Drop { .. } | ShardOp::Collect { .. } => None,
             _ => return,
         };
@@ -72,7 +76,7 @@ impl DirtyMap {
             return;
         }
         self.is_full = self.objects.len() + 1 >= OBJECTS_MAX;
-        let base = present(object);
+        let base = present(named);
         let ranges = (base != Version::NONE).then(Vec::new);
         let mut dirty = Dirty { base, ranges };
         dirty.add(changed);
@@ -152,6 +156,23 @@ mod tests {
         assert_eq!((dirty.since(&other, base), part.since(&object(), base)), (None, None));
         part.follow(&zero(9, 1), true, |_| base);
         assert_eq!(part.since(&object(), base), Some(&[SectorRange::new(9, 1)][..]));
+    }
+
+    #[test]
+    fn of_shards_the_rows_that_change_in_any_count() {
+        let base = Version::new(Epoch(1), 9);
+        let mut dirty = DirtyMap::default();
+        let stage = ShardOp::Stage {
+            object: object().shard(2),
+            version: Version::new(Epoch(2), 1),
+            sectors: SectorRange::new(0, 0),
+            rows: SectorRange::new(4, 3),
+            data: Default::default(),
+            crcs: Default::default(),
+            origin: Origin::NONE,
+        };
+        dirty.follow(&stage, true, |named| if named.part == 2 { base } else { Version::NONE });
+        assert_eq!(dirty.since(&object(), base), Some(&[SectorRange::new(4, 3)][..]));
     }
 
     #[test]

@@ -240,7 +240,8 @@ impl Osd {
         let recorded = self.map.activations.get(&id);
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         let all = recorded.filter(|r| r.epoch == pg.map.epoch).map_or(0, |record| record.complete.len());
-        if all == pg.scheme.width() {
+        // While a primary that recovers follows changes it must not begin anew: it would not know of those under way.
+        if all == pg.scheme.width() && !pg.is_degraded() {
             pg.dirty.clear();
         }
         if std::mem::replace(&mut pg.min_size, min_size) != min_size && pg.is_primary() {

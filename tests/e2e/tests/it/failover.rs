@@ -240,6 +240,53 @@ fn an_erasure_coded_pool_does_without_two_of_six() {
     });
 }
 
+/// A member misses a few sectors of every object, and is then needed for all of them.
+fn a_member_gets_what_changed(redundancy: &[&str]) {
+    let mut fleet = Fleet::start_with_pool(FleetOptions::default(), redundancy, "16M");
+    let mut random = Random::new(31);
+    let mut data = random.bytes(16 << 20);
+    let mut demo = fleet.connect("demo");
+    demo.set_patience(Some(Duration::from_secs(60))).unwrap();
+    demo.write_long(0, &data).unwrap();
+    fleet.kill("osd.3");
+    fleet.wait_served(30);
+    for object in 0..16 {
+        let at = (object << 20) + (random.below(256) << 12);
+        let sector = random.bytes(4096);
+        demo.write(at, &sector).unwrap();
+        data[at as usize..][..4096].copy_from_slice(&sector);
+    }
+    fleet.start_osd(3);
+    fleet.wait_active(60);
+    let recovered = eventually(30, "what was missed is recovered", || {
+        let counters = fleet.status()["counters"].clone();
+        (counters["patched-objects"].as_u64() >= Some(16)).then_some(counters)
+    });
+    assert!(recovered["recovered-bytes"].as_u64() <= Some(16 * 4096), "{recovered}");
+    // Now what it has is needed: two shards are, and of copies it may be the one that is read.
+    fleet.kill("osd.1");
+    fleet.wait_served(30);
+    assert!(demo.read_long(0, data.len()).unwrap() == data, "{redundancy:?}");
+}
+
+#[test]
+fn a_copy_that_was_away_gets_what_changed() {
+    limited(120, || {
+        if have(&["etcd", "etcdctl"]) {
+            a_member_gets_what_changed(&["--replicas", "3"]);
+        }
+    });
+}
+
+#[test]
+fn a_shard_that_was_away_gets_what_changed() {
+    limited(120, || {
+        if have(&["etcd", "etcdctl"]) {
+            a_member_gets_what_changed(&["--ec", "2+1", "--min-size", "2"]);
+        }
+    });
+}
+
 /// Flips a bit in every sector of a store that holds one of these sectors. Returns how many.
 fn damage(fleet: &Fleet, id: u32, data: &[u8], random: &mut Random) -> usize {
     let heads: std::collections::HashSet<&[u8]> = data.chunks_exact(4096).map(|sector| &sector[..16]).collect();
