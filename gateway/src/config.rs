@@ -49,6 +49,8 @@ pub struct GatewayOptions {
     pub stop_timeout: Duration,
     /// How long others take a dead gateway for alive. Seconds, 1 to 60; default 5.
     pub lease_ttl_s: u32,
+    /// How long the gateway looks for work before it sleeps: latency for processor time. At most 1 s; default 0.
+    pub busy_poll: Duration,
 }
 
 impl GatewayOptions {
@@ -64,6 +66,7 @@ impl GatewayOptions {
             connections_max: 1024,
             stop_timeout: Duration::from_secs(2),
             lease_ttl_s: 5,
+            busy_poll: Duration::ZERO,
         }
     }
 
@@ -71,6 +74,9 @@ impl GatewayOptions {
         let invalid = |text: String| Err(Error::new(ErrorKind::Invalid, text));
         if !(1..=60).contains(&self.lease_ttl_s) {
             return invalid(format!("the lease lasts {} s: give 1 to 60", self.lease_ttl_s));
+        }
+        if self.busy_poll > Duration::from_secs(1) {
+            return invalid(format!("it polls for {:?} before it sleeps: give at most 1 s", self.busy_poll));
         }
         if !(1..=65_536).contains(&self.connections_max) {
             return invalid(format!("{} connections: give 1 to 65536", self.connections_max));

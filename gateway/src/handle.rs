@@ -125,6 +125,7 @@ fn run_thread(setup: Setup, ready: &blocking::SyncSender<Result<Ready, Error>>, 
 fn open(setup: Setup) -> Result<(Worker, Ready), Error> {
     let Setup { options, incarnation, exports, stop, stats } = setup;
     let mut io = Reactor::new(ReactorConfig { receive_buffer_bytes: 64 << 10, ..ReactorConfig::default() })?;
+    io.set_busy_poll(options.busy_poll);
     let listeners = Listeners::open(&mut io, &options)?;
     let ready = Ready { nbd_addresses: listeners.nbd_addresses.clone(), waker: io.waker() };
     let map = MapFeed::spawn(&options.runtime, options.state, io.waker());

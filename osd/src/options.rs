@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockstore::Durability;
 use cluster_io::DiskInfo;
@@ -80,6 +81,8 @@ pub struct OsdOptions {
     pub lease_ttl_s: u32,
     /// Operations that take so long are logged, with where the time went; 0: none. Milliseconds, at most an hour; default 1,000.
     pub slow_operation_ms: u32,
+    /// How long the OSD looks for work before it sleeps: latency for processor time. At most 1 s; default 0.
+    pub busy_poll: Duration,
 }
 
 impl OsdOptions {
@@ -106,6 +109,7 @@ impl OsdOptions {
             discard_sectors_min: 256,
             lease_ttl_s: 5,
             slow_operation_ms: 1_000,
+            busy_poll: Duration::ZERO,
         }
     }
 
@@ -113,6 +117,9 @@ impl OsdOptions {
         let invalid = |text: String| Err(Error::new(ErrorKind::Invalid, text));
         if !(1..=60).contains(&self.lease_ttl_s) {
             return invalid(format!("the lease lasts {} s: give 1 to 60", self.lease_ttl_s));
+        }
+        if self.busy_poll > Duration::from_secs(1) {
+            return invalid(format!("it polls for {:?} before it sleeps: give at most 1 s", self.busy_poll));
         }
         if self.slow_operation_ms > 3_600_000 {
             return invalid(format!("operations are slow after {} ms: give at most 3600000", self.slow_operation_ms));

@@ -76,6 +76,7 @@ impl Shard {
     pub fn open(setup: ShardSetup) -> Result<Self, Error> {
         let options = &setup.options;
         let mut reactor = Reactor::new(ReactorConfig::default())?;
+        reactor.set_busy_poll(options.busy_poll);
         let (disk, store) = opening::open_store(&mut reactor, options)?;
         let listener = reactor.listen_tcp(options.listen)?;
         let address = reactor.local_addr(listener).unwrap_or(options.listen);

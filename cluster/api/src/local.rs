@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cluster_client::{ClientOptions, ImageId, ImageOp, ImageReply};
 use cluster_io::{Reactor, ReactorConfig, entropy};
@@ -81,6 +81,11 @@ impl LocalImage {
     /// The image as it was when it was opened.
     pub fn info(&self) -> &ImageInfo {
         &self.info
+    }
+
+    /// How long [`LocalImage::turn`] looks for answers before it sleeps; at first it does not. Latency for processor time.
+    pub fn set_busy_poll(&mut self, time: Duration) {
+        self.io.set_busy_poll(time);
     }
 
     /// Queues an operation; its answer carries `tag`. The next [`LocalImage::turn`] sends it.

@@ -170,6 +170,10 @@ pub struct UpOptions {
     #[arg(long, value_name = "NAME=SIZE", value_parser = parse_image)]
     pub image: Vec<NewImage>,
 
+    /// How long OSDs and the gateway look for work before they sleep, in microseconds: lower latency for processor time
+    #[arg(long, value_name = "US", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub busy_poll_us: u32,
+
     /// Which TCP ports to use on 127.0.0.1
     #[arg(long, value_enum, default_value_t = Ports::Default)]
     pub ports: Ports,

@@ -151,6 +151,7 @@ impl OsdSettings {
             discard_min: Some(Size(1 << 20)),
             lease_ttl_s: Some(5),
             slow_operation_ms: Some(1000),
+            busy_poll_us: Some(0),
             ..Self::default()
         })
     }
@@ -161,6 +162,7 @@ impl OsdSettings {
         self.discard_min.map_or(Ok(()), |n| within("discard-min", n, Size(0), Size(1 << 30)))?;
         self.lease_ttl_s.map_or(Ok(()), |n| within("lease-ttl-s", n, 1, 60))?;
         self.slow_operation_ms.map_or(Ok(()), |n| within("slow-operation-ms", n, 0, 3_600_000))?;
+        self.busy_poll_us.map_or(Ok(()), |n| within("busy-poll-us", n, 0, 1_000_000))?;
         not_unspecified("advertise", self.advertise)?;
         if self.advertise.is_none() {
             return not_unspecified("listen", self.listen).map_err(|e| {
@@ -196,6 +198,7 @@ impl GatewaySettings {
             nbd: vec![([127, 0, 0, 1], 10809).into()],
             connections_max: Some(1024),
             stop_timeout_ms: Some(2000),
+            busy_poll_us: Some(0),
             lease_ttl_s: Some(5),
             ..Self::default()
         })
@@ -205,6 +208,7 @@ impl GatewaySettings {
     pub fn validate(&self) -> Result<(), CliError> {
         self.connections_max.map_or(Ok(()), |n| within("connections-max", n, 1, 65_536))?;
         self.stop_timeout_ms.map_or(Ok(()), |n| within("stop-timeout-ms", n, 0, 60_000))?;
+        self.busy_poll_us.map_or(Ok(()), |n| within("busy-poll-us", n, 0, 1_000_000))?;
         self.lease_ttl_s.map_or(Ok(()), |n| within("lease-ttl-s", n, 1, 60))
     }
 }

@@ -11,6 +11,8 @@ mod parts;
 mod ports;
 mod readiness;
 
+use std::time::Duration;
+
 use cluster_proto::auth::Credentials;
 
 use crate::args::UpOptions;
@@ -28,7 +30,7 @@ pub async fn up(options: UpOptions, credentials: Option<Credentials>, out: Outpu
     let mut signals = Signals::new()?;
     let directory = Directory::open(&options.data_dir).await?;
     let listeners = Listeners::bind(options.ports)?;
-    let mut parts = Parts::new(credentials);
+    let mut parts = Parts::new(credentials, Duration::from_micros(options.busy_poll_us.into()));
     let served = tokio::select! {
         served = serve(&options, &directory, listeners, &mut parts, out) => served,
         () = signals.next() => Ok(()),

@@ -103,6 +103,7 @@ pub struct Reactor {
     wake_count: Box<u64>,
     wake_armed: bool,
     config: ReactorConfig,
+    busy_poll: Duration,
     completions: Vec<Completion>,
     counters: Counters,
 }
@@ -127,6 +128,7 @@ impl Reactor {
             wake_count: Box::new(0),
             wake_armed: false,
             config,
+            busy_poll: Duration::ZERO,
             completions: Vec::new(),
             counters: Counters::default(),
         })
@@ -274,6 +276,12 @@ impl Reactor {
         self.disks.close(disk);
     }
 
+    /// How long a turn that has to wait looks for completions before it sleeps: what arrives meanwhile needs no wake-up, but the
+    /// processor is busy. At first 0: it does not.
+    pub fn set_busy_poll(&mut self, time: Duration) {
+        self.busy_poll = time;
+    }
+
     /// A handle to wake this reactor from other threads.
     pub fn waker(&self) -> Waker {
         self.waker.clone()
@@ -306,7 +314,7 @@ impl Reactor {
         self.arm_wake();
         let (want, timeout) = self.patience(until);
         self.net.flush(&mut self.core);
-        self.core.ring.enter(want, timeout).map_err(|e| Error::os("cannot enter io_uring", e))?;
+        self.enter(want, timeout).map_err(|e| Error::os("cannot enter io_uring", e))?;
         self.disks.transfer_at_once(&mut self.core);
         self.core.now = Instant::now();
         self.harvest();
@@ -354,6 +362,24 @@ impl Reactor {
         match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
             Some(Duration::ZERO) => (0, None),
             timeout => (1, timeout),
+        }
+    }
+
+    fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
+        if want == 0 || self.busy_poll.is_zero() {
+            return self.core.ring.enter(want, timeout);
+        }
+        let begin = Instant::now();
+        loop {
+            self.core.ring.enter(0, None)?;
+            let passed = begin.elapsed();
+            if self.core.ring.has_completions() || timeout.is_some_and(|timeout| timeout <= passed) {
+                return Ok(());
+            }
+            if passed >= self.busy_poll {
+                return self.core.ring.enter(want, timeout.map(|timeout| timeout - passed));
+            }
+            std::hint::spin_loop();
         }
     }
 

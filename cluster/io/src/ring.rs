@@ -151,6 +151,11 @@ impl Ring {
         queue.is_empty() && !queue.cq_overflow() && self.overflow.is_empty()
     }
 
+    /// Whether the kernel has posted completions.
+    pub(crate) fn has_completions(&mut self) -> bool {
+        !self.uring.completion().is_empty()
+    }
+
     /// Appends all completions that the kernel has posted.
     pub(crate) fn harvest(&mut self, completions: &mut Vec<Completion>) {
         for entry in self.uring.completion() {

@@ -350,6 +350,31 @@ fn a_peer_that_does_not_read_cannot_delay_a_close_for_ever() {
 }
 
 #[test]
+fn a_reactor_that_polls_hears_and_keeps_time() {
+    let mut r = reactor();
+    r.set_busy_poll(Duration::from_millis(20));
+    let (client, server) = pair(&mut r);
+    for round in 0..10 {
+        r.send_bytes(client, b"ping");
+        let Event::Received { conn, data } = next(&mut r) else { panic!("in round {round}") };
+        assert_eq!((conn, &data[..]), (server, &b"ping"[..]));
+    }
+    // Nothing comes: it polls, sleeps, and ends in time.
+    let (before, begin) = (r.counters().enters, Instant::now());
+    while r.now() < begin + Duration::from_millis(60) {
+        r.turn(Some(begin + Duration::from_millis(60))).unwrap();
+        assert!(r.next_event().is_none());
+    }
+    let counters = r.counters();
+    assert!(counters.enters > before + 10, "it polled: {counters:?}");
+    // A deadline within the time of polling ends it.
+    let turns = r.counters().turns;
+    let end = Instant::now() + Duration::from_millis(5);
+    r.turn(Some(end)).unwrap();
+    assert!(Instant::now() >= end && r.counters().turns == turns + 1);
+}
+
+#[test]
 fn unix_sockets_serve_and_replace_only_stale_files() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");

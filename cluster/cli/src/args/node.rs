@@ -107,6 +107,10 @@ pub struct OsdSettings {
     #[arg(long, value_name = "MS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_operation_ms: Option<u32>,
+    /// How long it looks for work before it sleeps, in microseconds: lower latency for processor time [default: 0; up to 1000000]
+    #[arg(long, value_name = "US")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy_poll_us: Option<u32>,
     /// Where to serve Prometheus metrics, at /metrics [default: nowhere]
     #[arg(long, value_name = "ADDRESS", env = "BLOCKYARD_OSD_METRICS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,6 +126,7 @@ impl OsdSettings {
             durability: self.durability.or(other.durability),
             memory: self.memory.or(other.memory),
             slow_operation_ms: self.slow_operation_ms.or(other.slow_operation_ms),
+            busy_poll_us: self.busy_poll_us.or(other.busy_poll_us),
             discard_min: self.discard_min.or(other.discard_min),
             lease_ttl_s: self.lease_ttl_s.or(other.lease_ttl_s),
             metrics: self.metrics.or(other.metrics),
@@ -180,6 +185,10 @@ pub struct GatewaySettings {
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease_ttl_s: Option<u32>,
+    /// How long it looks for work before it sleeps, in microseconds: lower latency for processor time [default: 0; up to 1000000]
+    #[arg(long, value_name = "US")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy_poll_us: Option<u32>,
     /// Where to serve Prometheus metrics, at /metrics [default: nowhere]
     #[arg(long, value_name = "ADDRESS", env = "BLOCKYARD_GATEWAY_METRICS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -196,6 +205,7 @@ impl GatewaySettings {
             nbd_unix,
             connections_max: self.connections_max.or(other.connections_max),
             stop_timeout_ms: self.stop_timeout_ms.or(other.stop_timeout_ms),
+            busy_poll_us: self.busy_poll_us.or(other.busy_poll_us),
             lease_ttl_s: self.lease_ttl_s.or(other.lease_ttl_s),
             metrics: self.metrics.or(other.metrics),
         }

@@ -304,6 +304,7 @@ fn osd_options(store: &PreparedStore, settings: &OsdSettings, listen: SocketAddr
         }),
         lease_ttl_s: settings.lease_ttl_s.unwrap_or(defaults.lease_ttl_s),
         slow_operation_ms: settings.slow_operation_ms.unwrap_or(defaults.slow_operation_ms),
+        busy_poll: settings.busy_poll_us.map_or(defaults.busy_poll, |us| Duration::from_micros(us.into())),
         ..defaults
     }
 }
@@ -391,6 +392,7 @@ fn gateway_options(settings: &GatewaySettings, cluster: Uuid, session: &Session)
         nbd_unix: settings.nbd_unix.clone(),
         credentials: session.credentials.clone(),
         connections_max: settings.connections_max.unwrap_or(defaults.connections_max),
+        busy_poll: settings.busy_poll_us.map_or(defaults.busy_poll, |us| Duration::from_micros(us.into())),
         stop_timeout: settings.stop_timeout_ms.map_or(defaults.stop_timeout, Duration::from_millis),
         lease_ttl_s: settings.lease_ttl_s.unwrap_or(defaults.lease_ttl_s),
         ..defaults

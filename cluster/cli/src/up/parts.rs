@@ -49,12 +49,14 @@ pub struct Parts {
     node: Node,
     nbd_socket: Option<PathBuf>,
     credentials: Option<Credentials>,
+    busy_poll: Duration,
 }
 
 impl Parts {
-    /// Nothing runs yet. `credentials`: the cluster's, if it has a key.
-    pub fn new(credentials: Option<Credentials>) -> Self {
-        Self { credentials, ..Self::default() }
+    /// Nothing runs yet. `credentials`: the cluster's, if it has a key. `busy_poll`: how long OSDs and the gateway look for work before
+    /// they sleep.
+    pub fn new(credentials: Option<Credentials>, busy_poll: Duration) -> Self {
+        Self { credentials, busy_poll, ..Self::default() }
     }
 
     /// Opens the state store.
@@ -77,7 +79,7 @@ impl Parts {
         let Some(store) = self.store.clone() else { return Err(CliError::failed("the state store is not open")) };
         let state: Arc<dyn StateStore> = Arc::new(store.clone());
         self.start_etcd(store, listeners.etcd)?;
-        self.node.start_osds(osds(directory, layout, &state, self.credentials.as_ref())).await?;
+        self.node.start_osds(self.osds(directory, layout, &state)).await?;
         self.start_gateway(directory, listeners.nbd, layout, &state).await?;
         self.start_monitor(listeners.metrics, state)
     }
@@ -89,6 +91,18 @@ impl Parts {
         });
         self.etcd = Some((address, task));
         Ok(())
+    }
+
+    /// What the OSDs of the data directory are told.
+    fn osds(&self, directory: &Directory, layout: &Layout, state: &Arc<dyn StateStore>) -> Vec<OsdOptions> {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let options = |id: &_| OsdOptions {
+            lease_ttl_s: LEASE_TTL_S,
+            busy_poll: self.busy_poll,
+            credentials: self.credentials.clone(),
+            ..OsdOptions::new(directory.osd(*id), *id, layout.cluster, listen, state.clone(), Handle::current())
+        };
+        layout.osds.iter().map(options).collect()
     }
 
     async fn start_gateway(
@@ -103,6 +117,7 @@ impl Parts {
             nbd_tcp: vec![nbd],
             nbd_unix: self.nbd_socket.iter().cloned().collect(),
             lease_ttl_s: LEASE_TTL_S,
+            busy_poll: self.busy_poll,
             credentials: self.credentials.clone(),
             ..GatewayOptions::new(layout.cluster, state.clone(), Handle::current())
         };
@@ -168,20 +183,4 @@ impl Parts {
 
 fn not_started() -> CliError {
     CliError::failed("the cluster is not started")
-}
-
-/// What the OSDs of the data directory are told.
-fn osds(
-    directory: &Directory,
-    layout: &Layout,
-    state: &Arc<dyn StateStore>,
-    credentials: Option<&Credentials>,
-) -> Vec<OsdOptions> {
-    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    let options = |id: &_| OsdOptions {
-        lease_ttl_s: LEASE_TTL_S,
-        credentials: credentials.cloned(),
-        ..OsdOptions::new(directory.osd(*id), *id, layout.cluster, listen, state.clone(), Handle::current())
-    };
-    layout.osds.iter().map(options).collect()
 }
