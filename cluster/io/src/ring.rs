@@ -156,6 +156,11 @@ impl Ring {
         !self.uring.completion().is_empty()
     }
 
+    /// Whether nothing is queued for the next enter.
+    pub(crate) fn is_idle(&mut self) -> bool {
+        self.overflow.is_empty() && self.uring.submission().is_empty()
+    }
+
     /// Appends all completions that the kernel has posted.
     pub(crate) fn harvest(&mut self, completions: &mut Vec<Completion>) {
         for entry in self.uring.completion() {

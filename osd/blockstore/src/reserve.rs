@@ -136,6 +136,11 @@ impl Store {
         Ok(runs)
     }
 
+    /// Whether neither data nor metadata would be short.
+    pub(crate) fn has_room(&self, need: &Need) -> bool {
+        self.admit_growth(need).is_ok() && self.admit_metadata(need).is_ok()
+    }
+
     fn admit_log(&self, need: &Need) -> Result<(), Refusal> {
         if need.entry_bytes > self.log.entry_bytes_max() {
             return Err(Refusal::Fail(Status::Invalid));

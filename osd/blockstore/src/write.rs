@@ -161,12 +161,8 @@ impl Store {
 
     fn need_of(&self, change: &Change, payload: &Payload<'_>, is_new_object: bool) -> Need {
         let sectors = payload.sector_count();
-        // What pending mutations leave of the object is not known yet: then the worst is assumed.
-        let is_settled = !self.commit.newest.contains_key(&change.object);
-        let held_in = |range: &SectorRange| self.index.sectors_held(&change.object, *range);
-        let held = if is_settled { change.replaced().iter().map(held_in).sum::<u32>().min(sectors) } else { 0 };
         let is_repair = change.kind == Kind::Repair;
-        Need {
+        let worst = Need {
             // At worst every sector gets an extent of its own.
             entry_bytes: Change::encoded_len(
                 sectors as usize,
@@ -175,12 +171,19 @@ impl Store {
                 change.ranges.len(),
             ),
             sectors,
-            growth: if is_repair { 0 } else { sectors - held },
+            growth: if is_repair { 0 } else { sectors },
             is_new_object,
             is_staged: change.kind == Kind::Stage,
             is_privileged: is_repair || change.kind == Kind::RestoreDeleted,
             is_lazy: payload.is_lazy,
+        };
+        // By how much the object grows matters only when space is short; and what pending mutations leave of it is not known yet.
+        if is_repair || self.has_room(&worst) || self.commit.newest.contains_key(&change.object) {
+            return worst;
         }
+        let held_in = |range: &SectorRange| self.index.sectors_held(&change.object, *range);
+        let held = change.replaced().iter().map(held_in).sum::<u32>().min(sectors);
+        Need { growth: sectors - held, ..worst }
     }
 
     /// Newest version of an object, pending mutations included.
