@@ -18,7 +18,7 @@ use crate::latency::{Latencies, OpClass};
 use crate::links::{Caller, Links};
 use crate::op::{Kind, Local, Op, OpId, Ops};
 use crate::pace::RecoveryPace;
-use crate::pg::{Pg, PgSummary};
+use crate::pg::{Pg, PgSummary, PgTable};
 use crate::purge::Purge;
 use crate::request::HeldBytes;
 use crate::scrub::ScrubPace;
@@ -106,7 +106,7 @@ pub struct Osd {
     identity: Identity,
     pub(crate) map: ClusterMap,
     pub(crate) links: Links,
-    pub(crate) pgs: BTreeMap<PgId, Pg>,
+    pub(crate) pgs: PgTable,
     pub(crate) ops: Ops,
     /// Client requests that are held here, so that one sent twice is carried out once.
     pub(crate) held: HashMap<(ClientId, u64), OpId, FxBuildHasher>,
@@ -156,7 +156,7 @@ impl Osd {
             identity,
             map: ClusterMap::default(),
             links: Links::default(),
-            pgs: BTreeMap::new(),
+            pgs: PgTable::default(),
             ops: Ops::default(),
             held: HashMap::default(),
             held_bytes: HeldBytes::default(),
@@ -676,7 +676,7 @@ impl Osd {
     pub(crate) fn check_invariants(&self) -> bool {
         let clients = self.ops.ids().filter(|(_, op)| matches!(op.kind, Kind::Client(_))).count();
         assert_eq!(clients, self.held.len(), "every client request is held once");
-        for (pg, state) in &self.pgs {
+        for (pg, state) in self.pgs.iter() {
             let mutations = self.ops.ids().filter(|(_, op)| op.pg == *pg && op.local == Local::Mutation).count();
             let inherited = self.inherited.values().flatten().filter(|part| *part == pg).count();
             assert_eq!((mutations + inherited) as u32, state.local_mutations, "pg {pg}: local changes are counted");

@@ -8,6 +8,7 @@ mod lease;
 mod object_state;
 mod peering;
 mod split;
+mod table;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -26,6 +27,7 @@ use crate::secondary::HeldQuery;
 pub(crate) use dirty::DirtyMap;
 pub(crate) use object_state::{Missing, Shard};
 pub(crate) use peering::State;
+pub(crate) use table::PgTable;
 
 /// What an operator sees of a PG at one OSD.
 #[derive(Clone, PartialEq, Eq, Debug)]

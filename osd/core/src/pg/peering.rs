@@ -297,8 +297,8 @@ impl Osd {
     /// An OSD introduced itself: ask it into the rounds that wait for it.
     pub(crate) fn peer_ready(&mut self, now: Millis, shard: &mut dyn ShardIndex, osd: OsdId) {
         for id in self.pgs_led_with(osd) {
-            let has_unfound =
-                self.pgs[&id].is_active() && self.pgs[&id].missing.values().any(|m| m.is_unfound || m.failed);
+            let Some(pg) = self.pgs.get(&id) else { continue };
+            let has_unfound = pg.is_active() && pg.missing.values().any(|m| m.is_unfound || m.failed);
             if has_unfound {
                 // Perhaps it has what we miss.
                 self.begin_round(now, shard, id);
@@ -564,7 +564,8 @@ impl Osd {
     pub(crate) fn poll_pgs(&mut self, now: Millis, shard: &mut dyn ShardIndex) {
         let ids: Vec<_> = self.pgs.iter().filter(|(_, pg)| pg.is_primary()).map(|(id, _)| *id).collect();
         for id in ids {
-            match &self.pgs[&id].state {
+            let Some(pg) = self.pgs.get(&id) else { continue };
+            match &pg.state {
                 State::Stalled { until } if *until <= now => self.begin_round(now, shard, id),
                 State::Querying(_) => self.compare_digests(now, shard, id),
                 State::Leasing { .. } => self.leases_ended(now, shard, id),
