@@ -160,6 +160,20 @@ impl Code {
         Ok(())
     }
 
+    /// What each of the present shards (so many, and by index, as [`Code::reconstruct`] wants them) is multiplied with in a wanted one: for
+    /// who has something other than the shards themselves that is as linear as they are.
+    ///
+    /// # Errors
+    /// [`CodeError::Count`], [`CodeError::Index`], [`CodeError::Twice`].
+    pub fn weights(&self, present: &[usize], wanted: usize) -> Result<[u8; SHARDS_MAX], CodeError> {
+        let shards: [(usize, &[u8]); SHARDS_MAX] =
+            std::array::from_fn(|i| (present.get(i).copied().unwrap_or_default(), &[][..]));
+        let wrong = CodeError::Count { given: present.len(), needed: self.data };
+        let shards = shards.get(..present.len()).ok_or(wrong)?;
+        self.check(shards, &[wanted], &[&mut []])?;
+        Ok(Solution::new(self, shards).row(wanted))
+    }
+
     fn check(&self, present: &[(usize, &[u8])], wanted: &[usize], out: &[&mut [u8]]) -> Result<(), CodeError> {
         if present.len() != self.data {
             return Err(CodeError::Count { given: present.len(), needed: self.data });

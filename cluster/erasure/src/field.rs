@@ -52,6 +52,12 @@ pub(crate) fn multiply(a: u8, b: u8) -> u8 {
     EXP[usize::from(LOG[usize::from(a)]) + usize::from(LOG[usize::from(b)])]
 }
 
+/// What multiplication makes of each bit of a byte: the products of a factor with 1, 2, 4 and so on. It is linear: the product with any
+/// byte is the XOR of those of its bits.
+pub fn images(factor: u8) -> [u8; 8] {
+    std::array::from_fn(|bit| multiply(factor, 1 << bit))
+}
+
 /// `1 / a`.
 ///
 /// # Panics
@@ -154,6 +160,17 @@ mod tests {
         for a in 0..=255 {
             for b in 0..=255 {
                 assert_eq!(multiply(a, b), reed_solomon_erasure::galois_8::mul(a, b));
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_made_of_the_images_of_bits() {
+        for factor in 0..=255 {
+            let images = images(factor);
+            for byte in 0..=255u8 {
+                let sum = (0..8).filter(|bit| byte >> bit & 1 == 1).fold(0, |sum, bit| sum ^ images[bit]);
+                assert_eq!(sum, multiply(factor, byte));
             }
         }
     }

@@ -24,4 +24,5 @@ mod kernel;
 mod matrix;
 
 pub use code::{Code, CodeError, SHARDS_MAX};
+pub use field::images;
 pub use kernel::Kernel;

@@ -88,6 +88,32 @@ fn every_erasure_of_small_codes_is_rebuilt() {
 }
 
 #[test]
+fn weights_say_what_reconstruction_does() {
+    for (data, parity) in [(1, 1), (2, 1), (3, 2), (4, 2), (4, 4)] {
+        let code = Code::new(data, parity).unwrap();
+        let stripe = stripe(data, parity, 64, 9);
+        for from in choices(data, parity) {
+            for wanted in 0..data + parity {
+                let weights = code.weights(&from, wanted).unwrap();
+                let mut sum = vec![0; 64];
+                for (shard, weight) in from.iter().zip(weights) {
+                    let images = erasure::images(weight);
+                    for (sum, byte) in sum.iter_mut().zip(&stripe[*shard]) {
+                        (0..8).filter(|bit| byte >> bit & 1 == 1).for_each(|bit| *sum ^= images[bit]);
+                    }
+                }
+                assert_eq!(sum, stripe[wanted], "{code:?}: shard {wanted} from {from:?}");
+            }
+        }
+    }
+    let code = Code::new(2, 1).unwrap();
+    assert_eq!(code.weights(&[0], 2), Err(CodeError::Count { given: 1, needed: 2 }));
+    assert_eq!(code.weights(&[0; 40], 2), Err(CodeError::Count { given: 40, needed: 2 }));
+    assert_eq!(code.weights(&[0, 0], 2), Err(CodeError::Twice(0)));
+    assert_eq!(code.weights(&[0, 1], 3), Err(CodeError::Index(3)));
+}
+
+#[test]
 fn parity_is_that_of_the_oracle_for_every_shape() {
     for data in 1..SHARDS_MAX {
         for parity in 1..=SHARDS_MAX - data {

@@ -11,6 +11,7 @@ pub mod limits;
 pub mod link;
 pub mod locks;
 pub mod map;
+pub mod planes;
 pub mod shard;
 pub mod status;
 pub mod wire;

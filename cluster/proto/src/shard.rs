@@ -161,8 +161,8 @@ pub enum ShardOp {
         /// The copy.
         content: ObjectContent,
     },
-    /// Rewrites sectors whose stored data is damaged, with the same content from another member. `version` must *equal*
-    /// the object's current version (else [`Status::Retry`]), and does not change.
+    /// Rewrites sectors whose stored data is damaged, with the same content from another member; or parity that does not fit the data, with
+    /// what does. `version` must *equal* the object's current version (else [`Status::Retry`]), and does not change.
     Repair {
         /// The object.
         object: ObjectId,
@@ -233,10 +233,13 @@ pub enum ShardOp {
         version: Version,
     },
     /// Reads everything stored of the object and verifies it against the stored checksums, for scrub: [`ShardOutcome::Done`], also
-    /// for an object that does not exist, or [`ShardOutcome::Corrupt`] with all damage. No data is handed out.
+    /// for an object that does not exist, or [`ShardOutcome::Corrupt`] with all damage. No data is handed out. If sums are asked for, an intact
+    /// object is [`ShardOutcome::Verified`] instead.
     Verify {
         /// The object.
         object: ObjectId,
+        /// What is to be told of an intact object.
+        sums: Sums,
     },
     /// Completes when everything submitted before is durable past the device's volatile cache.
     Sync,
@@ -259,7 +262,7 @@ impl ShardOp {
             | ShardOp::Commit { object, .. }
             | ShardOp::Rollback { object, .. }
             | ShardOp::Drop { object, .. }
-            | ShardOp::Verify { object }
+            | ShardOp::Verify { object, .. }
             | ShardOp::Repair { object, .. } => Some(object),
             ShardOp::Sync => None,
         }
@@ -281,7 +284,7 @@ impl ShardOp {
             | ShardOp::Commit { object, .. }
             | ShardOp::Rollback { object, .. }
             | ShardOp::Drop { object, .. }
-            | ShardOp::Verify { object }
+            | ShardOp::Verify { object, .. }
             | ShardOp::Repair { object, .. } => *object = name(*object),
             ShardOp::Sync => {}
         }
@@ -305,11 +308,46 @@ impl ShardOp {
     }
 }
 
+/// What a verified object's sectors are summed up to, so that parity can be compared with data without moving either. See
+/// [`crate::planes`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Sums {
+    /// Nothing.
+    #[default]
+    None,
+    /// The remainder of each sector: enough for plain XOR.
+    Whole,
+    /// The remainders of the eight planes of each sector: enough for every code over GF(2^8).
+    Planes,
+}
+
+impl Sums {
+    /// Values for each sector.
+    pub const fn per_sector(self) -> usize {
+        match self {
+            Sums::None => 0,
+            Sums::Whole => 1,
+            Sums::Planes => 8,
+        }
+    }
+}
+
 /// How a [`ShardOp`] ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ShardOutcome {
     /// A change or sync is durable; a verified object is intact.
     Done,
+    /// A verified object is intact, and has these sums.
+    Verified {
+        /// Version of the object at the time.
+        version: Version,
+        /// Sectors that hold data, ascending and disjoint; all others are zeroes, whose sums are 0.
+        extents: Vec<SectorRange>,
+        /// What was summed up.
+        kind: Sums,
+        /// Of each sector of data as many as the kind has.
+        sums: Vec<u32>,
+    },
     /// A lazy change shows and is on the device, but a loss of power may yet take it back.
     Written,
     /// Sectors read. An object that does not exist has [`Version::NONE`] and reads as zeroes.

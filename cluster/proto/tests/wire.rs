@@ -127,8 +127,23 @@ fn samples() -> Vec<Message> {
         sub(ShardOp::Commit { object, version }),
         sub(ShardOp::Rollback { object, version }),
         sub(ShardOp::Drop { object, version }),
-        sub(ShardOp::Verify { object: object.shard(3) }),
+        sub(ShardOp::Verify { object: object.shard(3), sums: Sums::None }),
+        sub(ShardOp::Verify { object, sums: Sums::Whole }),
+        sub(ShardOp::Verify { object, sums: Sums::Planes }),
         outcome(ShardOutcome::Done),
+        outcome(ShardOutcome::Verified {
+            version,
+            extents: vec![SectorRange::new(0, 1), two],
+            kind: Sums::Whole,
+            sums: vec![1, 2, 3],
+        }),
+        outcome(ShardOutcome::Verified {
+            version,
+            extents: vec![SectorRange::new(1023, 1)],
+            kind: Sums::Planes,
+            sums: (0..8).collect(),
+        }),
+        outcome(ShardOutcome::Verified { version, extents: Vec::new(), kind: Sums::Planes, sums: Vec::new() }),
         outcome(ShardOutcome::Written),
         outcome(ShardOutcome::Read { version, data, crcs }),
         outcome(ShardOutcome::Fetched { version, content }),
@@ -248,6 +263,28 @@ fn any_flipped_bit_is_noticed() {
             // A length that grew makes the decoder wait for more: then it has not delivered everything.
             Ok(got) => assert!(got.len() < conversation().len(), "byte {at} was changed unnoticed"),
         }
+    }
+}
+
+/// What a member says of a verified object, with one field of its answer changed.
+fn verified_but(at: usize, value: u32) -> Result<Vec<Message>, DecodeError> {
+    let version = Version::new(Epoch(3), 1);
+    let extents = vec![SectorRange::new(0, 1), SectorRange::new(3, 2)];
+    let outcome = ShardOutcome::Verified { version, extents, kind: Sums::Whole, sums: vec![1, 2, 3] };
+    let mut bytes = to_bytes(&[Message::SubReply(SubReply { id: 8, outcome, free_bytes: 0 })]);
+    bytes[HEADER_LEN + at..HEADER_LEN + at + 4].copy_from_slice(&value.to_le_bytes());
+    bytes[12..16].fill(0);
+    let crc = cluster_proto::crc::crc32c(&bytes);
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    decode_in([to_bytes(&[hello()]), bytes].into_iter())
+}
+
+#[test]
+fn sums_are_those_of_the_sectors_named() {
+    // Extents are counted at byte 4 of the answer, the kind of sums is at 28; the first extent is at 32.
+    assert_eq!(verified_but(4, 2).unwrap().len(), 2);
+    for (at, value) in [(4, 3), (4, u32::MAX), (28, 2), (28, 3), (36, 3), (36, 4), (40, 0), (44, 1022), (44, u32::MAX)] {
+        assert!(verified_but(at, value).is_err(), "{value} at {at}");
     }
 }
 

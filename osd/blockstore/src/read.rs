@@ -8,7 +8,8 @@ use buffer::{Buffer, BufferMut};
 use cluster_proto::crc::{Crcs, ZERO_SECTOR_CRC, crc32c};
 use cluster_proto::ids::{ObjectId, Version};
 use cluster_proto::limits::{BLOCK_SIZE_MAX, PATCH_RANGES_MAX};
-use cluster_proto::shard::{ObjectContent, ShardOutcome};
+use cluster_proto::planes::{planes, remainder};
+use cluster_proto::shard::{ObjectContent, ShardOutcome, Sums};
 use cluster_proto::{SECTOR, SectorRange, Status};
 use smallvec::SmallVec;
 
@@ -30,8 +31,34 @@ enum Wanted {
     Sectors,
     /// The content to complete with the data.
     Object(ObjectContent),
-    /// Only whether the data is intact: it is let go as soon as it is verified.
-    Nothing,
+    /// Only whether the data is intact, and its sums: it is let go as soon as it is verified.
+    Sums(Summed),
+}
+
+/// What a verified object is summed up to.
+struct Summed {
+    kind: Sums,
+    extents: Vec<SectorRange>,
+    /// By sector, in the order of the checksums.
+    sums: Vec<u32>,
+}
+
+impl Summed {
+    /// Takes sectors in, the first of which is `at`.
+    fn add(&mut self, at: usize, bytes: &[u8]) {
+        let per = self.kind.per_sector();
+        if per == 0 {
+            return;
+        }
+        let sectors = bytes.chunks_exact(SECTOR);
+        for (sums, sector) in self.sums[at * per..].chunks_exact_mut(per).zip(sectors) {
+            match self.kind {
+                Sums::None => {}
+                Sums::Whole => sums[0] = remainder(crc32c(sector)),
+                Sums::Planes => sums.copy_from_slice(&planes(sector)),
+            }
+        }
+    }
 }
 
 struct ReadOp {
@@ -140,28 +167,28 @@ impl Store {
             for (extent, part) in ranges.iter().flat_map(|range| view.parts(*range)) {
                 plan.add(extent, crcs.len());
                 crcs.extend_from_slice(part);
-                match content.extents.last_mut() {
-                    Some(last) if last.end() == extent.sectors().start => last.count += extent.sectors().count,
-                    _ => content.extents.push(extent.sectors()),
-                }
+                join(&mut content.extents, extent.sectors());
             }
         }
         self.read_plan(tag, version, Wanted::Object(content), crcs, plan);
     }
 
-    /// Begins reading everything stored of an object, to see whether it is intact.
-    pub(crate) fn verify_start(&mut self, tag: u64, object: ObjectId) {
+    /// Begins reading everything stored of an object, to see whether it is intact, and for its sums.
+    pub(crate) fn verify_start(&mut self, tag: u64, object: ObjectId, kind: Sums) {
         let mut plan = Plan::default();
         let mut crcs = Crcs::new();
+        let mut extents = Vec::new();
         let mut version = Version::NONE;
         if let Some(view) = self.index.object(&object) {
             version = view.version;
             for (extent, part) in view.parts(WHOLE) {
                 plan.add(extent, crcs.len());
                 crcs.extend_from_slice(part);
+                join(&mut extents, extent.sectors());
             }
         }
-        self.read_plan(tag, version, Wanted::Nothing, crcs, plan);
+        let sums = vec![0; crcs.len() * kind.per_sector()];
+        self.read_plan(tag, version, Wanted::Sums(Summed { kind, extents, sums }), crcs, plan);
     }
 
     fn read_plan(&mut self, tag: u64, version: Version, wanted: Wanted, crcs: Crcs, plan: Plan) {
@@ -169,7 +196,7 @@ impl Store {
         let read: usize = plan.pieces.iter().map(|p| p.run.count as usize * SECTOR).sum();
         // Everything in one piece: the device's buffer becomes the result. Otherwise pieces are gathered.
         let data = match plan.pieces.len() {
-            _ if matches!(wanted, Wanted::Nothing) => BufferMut::for_overwrite(0),
+            _ if matches!(wanted, Wanted::Sums(_)) => BufferMut::for_overwrite(0),
             1 if read == len => BufferMut::for_overwrite(0),
             _ if read == len => BufferMut::for_overwrite(len),
             _ => BufferMut::zeroed(len),
@@ -206,8 +233,8 @@ impl Store {
                 verify(&bytes, expected, sectors, &mut op.bad);
                 self.counters.crc_errors += op.bad[before..].iter().map(|b| u64::from(b.count)).sum::<u64>();
                 let at = piece.at * SECTOR;
-                if matches!(op.wanted, Wanted::Nothing) {
-                    // It has been seen.
+                if let Wanted::Sums(summed) = &mut op.wanted {
+                    summed.add(piece.at, &bytes);
                 } else if op.data.is_empty() {
                     op.data = bytes;
                 } else {
@@ -231,6 +258,14 @@ impl Store {
         self.reads.end(op.number);
         let tag = op.tag;
         self.finish(tag, outcome_of(op));
+    }
+}
+
+/// Adds a range behind the others, or to the last of them.
+fn join(ranges: &mut Vec<SectorRange>, next: SectorRange) {
+    match ranges.last_mut() {
+        Some(last) if last.end() == next.start => last.count += next.count,
+        _ => ranges.push(next),
     }
 }
 
@@ -265,7 +300,10 @@ fn outcome_of(op: ReadOp) -> ShardOutcome {
     }
     let data: Buffer = op.data.freeze();
     match op.wanted {
-        Wanted::Nothing => ShardOutcome::Done,
+        Wanted::Sums(Summed { kind: Sums::None, .. }) => ShardOutcome::Done,
+        Wanted::Sums(Summed { kind, extents, sums }) => {
+            ShardOutcome::Verified { version: op.version, extents, kind, sums }
+        }
         Wanted::Object(content) => {
             let content = ObjectContent { data, crcs: op.crcs, ..content };
             ShardOutcome::Fetched { version: op.version, content }

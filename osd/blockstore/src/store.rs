@@ -187,7 +187,7 @@ impl Store {
             ShardOp::Read { object, sectors } => self.read_start(tag, object, sectors),
             ShardOp::Fetch { object } => self.fetch_start(tag, object, &[WHOLE]),
             ShardOp::FetchPart { object, sectors } => self.fetch_start(tag, object, &sectors),
-            ShardOp::Verify { object } => self.verify_start(tag, object),
+            ShardOp::Verify { object, sums } => self.verify_start(tag, object, sums),
             op if self.queue.len() >= QUEUE_MAX => {
                 debug_assert!(op.is_mutation() || op == ShardOp::Sync);
                 self.finish(tag, ShardOutcome::Failed(Status::Busy));

@@ -171,14 +171,14 @@ impl Store {
                 change.ranges.len(),
             ),
             sectors,
-            growth: if is_repair { 0 } else { sectors },
+            growth: sectors,
             is_new_object,
             is_staged: change.kind == Kind::Stage,
             is_privileged: is_repair || change.kind == Kind::RestoreDeleted,
             is_lazy: payload.is_lazy,
         };
         // By how much the object grows matters only when space is short; and what pending mutations leave of it is not known yet.
-        if is_repair || self.has_room(&worst) || self.commit.newest.contains_key(&change.object) {
+        if self.has_room(&worst) || self.commit.newest.contains_key(&change.object) {
             return worst;
         }
         let held_in = |range: &SectorRange| self.index.sectors_held(&change.object, *range);

@@ -10,8 +10,10 @@ use super::frame::Payload;
 use crate::crc::Crcs;
 use crate::ids::{ClientId, Epoch, LayerId, ObjectId, PgId, PoolId, Version};
 use crate::layout::{SECTOR, SectorRange};
-use crate::limits::{BLOCK_SIZE_MAX, PATCH_RANGES_MAX, SECTORS_PER_OBJECT_MAX, SHARDS_MAX, WIRE_REQUESTS_MAX};
-use crate::shard::{AppliedRequest, ObjectContent, Origin, ShardOp, ShardOutcome};
+use crate::limits::{
+    BLOCK_SIZE_MAX, PATCH_RANGES_MAX, SECTORS_PER_OBJECT_MAX, SHARDS_MAX, WIRE_BODY_MAX, WIRE_REQUESTS_MAX,
+};
+use crate::shard::{AppliedRequest, ObjectContent, Origin, ShardOp, ShardOutcome, Sums};
 use crate::status::Status;
 
 /// An operation on the receiver's shard. Accepted only in the PG's current epoch and peering round.
@@ -64,7 +66,7 @@ struct RawSub {
     extents: U32,
     requests: U32,
     ranges: U32,
-    padding: U32,
+    sums: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -77,7 +79,7 @@ struct RawSubReply {
     version: U64,
     free_bytes: U64,
     requests: U32,
-    reserved: U32,
+    sums: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -175,6 +177,25 @@ fn code(op: &ShardOp) -> u8 {
 
 /// Extents of one object, and ranges of damage in it.
 const EXTENTS_MAX: usize = SECTORS_PER_OBJECT_MAX as usize;
+/// Sums of one object.
+const SUMS_MAX: usize = SECTORS_PER_OBJECT_MAX as usize * Sums::Planes.per_sector();
+
+const _: () = {
+    let most = size_of::<RawSubReply>() + EXTENTS_MAX * size_of::<RawRange>() + SUMS_MAX * size_of::<U32>();
+    assert!(most <= WIRE_BODY_MAX, "what is told of the largest object is one message");
+};
+
+fn sums_code(sums: Sums) -> u32 {
+    match sums {
+        Sums::None => 0,
+        Sums::Whole => 1,
+        Sums::Planes => 2,
+    }
+}
+
+fn sums_of(code: u32) -> Option<Sums> {
+    [Sums::None, Sums::Whole, Sums::Planes].into_iter().find(|sums| sums_code(*sums) == code)
+}
 
 /// The newest remembered requests of an object, as many as travel.
 fn travelling(requests: &[AppliedRequest]) -> &[AppliedRequest] {
@@ -218,6 +239,7 @@ impl SubRequest {
             _ => (Version::NONE, &[]),
         };
         debug_assert!(ranges.len() <= PATCH_RANGES_MAX);
+        let sums = if let ShardOp::Verify { sums, .. } = &self.op { sums_code(*sums) } else { 0 };
         put(
             out,
             &RawSub {
@@ -242,7 +264,7 @@ impl SubRequest {
                 extents: content.map_or(0, |c| c.extents.len() as u32).into(),
                 requests: content.map_or(0, |c| travelling(&c.requests).len() as u32).into(),
                 ranges: (ranges.len() as u32).into(),
-                padding: 0.into(),
+                sums: sums.into(),
             },
         );
         put_ranges(out, ranges);
@@ -318,7 +340,10 @@ impl SubRequest {
             13 => ShardOp::Commit { object, version },
             14 => ShardOp::Rollback { object, version },
             15 => ShardOp::Drop { object, version },
-            16 => ShardOp::Verify { object },
+            16 => {
+                let sums = sums_of(raw.sums.get()).ok_or_else(|| r.error("kind of sums"))?;
+                ShardOp::Verify { object, sums }
+            }
             _ => return Err(r.error("shard operation code")),
         };
         let pg = PgId { pool, index: raw.pg.get() };
@@ -336,11 +361,20 @@ impl SubReply {
             version: 0.into(),
             free_bytes: self.free_bytes.into(),
             requests: 0.into(),
-            reserved: 0.into(),
+            sums: 0.into(),
         };
         match &self.outcome {
             ShardOutcome::Done => {}
             ShardOutcome::Written => raw.kind = 5,
+            ShardOutcome::Verified { version, extents, kind, sums } => {
+                (raw.kind, raw.version) = (6, version.0.into());
+                raw.extents = (extents.len() as u32).into();
+                raw.sums = sums_code(*kind).into();
+                put(out, &raw);
+                put_ranges(out, extents);
+                sums.iter().for_each(|sum| put(out, &U32::new(*sum)));
+                return None;
+            }
             ShardOutcome::Read { version, data, crcs } => {
                 (raw.kind, raw.version) = (1, version.0.into());
                 put(out, &raw);
@@ -392,6 +426,14 @@ impl SubReply {
             }
             4 => ShardOutcome::Failed(Status::from_u16(raw.status.get()).ok_or_else(|| r.error("status"))?),
             5 => ShardOutcome::Written,
+            6 => {
+                let kind = sums_of(raw.sums.get()).ok_or_else(|| r.error("kind of sums"))?;
+                let extents = read_ranges(r, raw.extents.get(), EXTENTS_MAX)?;
+                let count = extents.iter().map(|e| e.count as usize).sum::<usize>() * kind.per_sector();
+                let sums = r.list::<U32>(count as u32, SUMS_MAX, "sums")?;
+                let sums = sums.iter().map(|sum| sum.get()).collect();
+                ShardOutcome::Verified { version, extents, kind, sums }
+            }
             _ => return Err(r.error("shard outcome kind")),
         };
         Ok(SubReply { id, outcome, free_bytes: raw.free_bytes.get() })
