@@ -372,6 +372,12 @@ pub enum PgCommand {
         /// Pool number and index, like 1/17.
         #[arg(value_parser = parse_pg)]
         pg: PgId,
+        /// Compute parity that does not fit its data anew, also where it is not known which of the two is wrong
+        ///
+        /// Of an erasure-coded pool. Clients read the data, so they see no difference; but if it was the data that was wrong, the parity that
+        /// tells so is gone.
+        #[arg(long)]
+        parity_from_data: bool,
     },
 }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cluster_proto::map::{Activation, ClusterMap, Interval, OsdStats, PgMap, PgScrub, ScrubRequest, keys, parse};
+use cluster_proto::map::{
+    Activation, ClusterMap, Interval, OsdStats, PgMap, PgScrub, Scheme, ScrubRequest, keys, parse,
+};
 use cluster_proto::{OsdId, PgId};
 use cluster_state::Txn;
 use mon_core::health::{PgState, pg_state};
@@ -88,8 +90,10 @@ pub async fn run(session: &Session, command: PgCommand, out: Output) -> Result<(
     match command {
         PgCommand::Ls { pool, osd, state } => ls(&map, pool.as_deref(), osd, state.as_deref(), out),
         PgCommand::Describe { pg } => describe(session, &map, pg, out).await,
-        PgCommand::Scrub { pg, deep } => scrub(session, &map, pg, deep, out).await,
-        PgCommand::Repair { pg } => scrub(session, &map, pg, true, out).await,
+        PgCommand::Scrub { pg, deep } => scrub(session, &map, pg, Wanted { deep, parity_from_data: false }, out).await,
+        PgCommand::Repair { pg, parity_from_data } => {
+            scrub(session, &map, pg, Wanted { deep: true, parity_from_data }, out).await
+        }
     }
 }
 
@@ -113,7 +117,8 @@ fn scrub_text(scrubbed: Option<&PgScrub>, request: Option<ScrubRequest>) -> Stri
     let done = scrubbed.copied().unwrap_or_default();
     let mut text = format!("{}, deep {}", when(done.light), when(done.deep));
     if done.light.is_some() {
-        text += &format!(": {} errors found, {} not repaired", done.errors, done.unrepaired);
+        let parity = (done.parity > 0).then(|| format!(" ({} of them rows of wrong parity)", done.parity));
+        text += &format!(": {} errors found{}, {} not repaired", done.errors, parity.unwrap_or_default(), done.unrepaired);
     }
     if let Some(request) = request.filter(|request| done.served != Some(request.requested)) {
         text += if request.deep { "; a deep one is asked for" } else { "; one is asked for" };
@@ -136,15 +141,26 @@ struct Asked {
     request: ScrubRequest,
 }
 
+/// What a scrub is to do.
+struct Wanted {
+    deep: bool,
+    parity_from_data: bool,
+}
+
 /// Asks the placement group's primary for a scrub.
-async fn scrub(session: &Session, map: &ClusterMap, pg: PgId, deep: bool, out: Output) -> Result<(), CliError> {
+async fn scrub(session: &Session, map: &ClusterMap, pg: PgId, wanted: Wanted, out: Output) -> Result<(), CliError> {
+    let Wanted { deep, parity_from_data } = wanted;
     require(map, pg)?;
+    let pool = map.pools.get(&pg.pool);
+    if parity_from_data && !pool.is_some_and(|pool| matches!(pool.scheme, Scheme::Ec { .. })) {
+        return Err(CliError::usage(format!("placement group {pg} is of a replicated pool, which has no parity")));
+    }
     let now = seconds_since_1970();
     let key = keys::scrub(pg);
     // Two requests within a second are two requests.
     let before: Option<ScrubRequest> = value(session, &key).await?;
     let requested = before.map_or(now, |before| now.max(before.requested + 1));
-    let request = ScrubRequest { deep, requested };
+    let request = ScrubRequest { deep, requested, parity_from_data };
     let value = serde_json::to_vec(&request).map_err(|e| CliError::failed(e.to_string()))?;
     session.store.txn(Txn::new().put(key, value)).await?;
     out.show(&Asked { pg, request }, |_| {

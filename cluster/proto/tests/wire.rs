@@ -283,7 +283,8 @@ fn verified_but(at: usize, value: u32) -> Result<Vec<Message>, DecodeError> {
 fn sums_are_those_of_the_sectors_named() {
     // Extents are counted at byte 4 of the answer, the kind of sums is at 28; the first extent is at 32.
     assert_eq!(verified_but(4, 2).unwrap().len(), 2);
-    for (at, value) in [(4, 3), (4, u32::MAX), (28, 2), (28, 3), (36, 3), (36, 4), (40, 0), (44, 1022), (44, u32::MAX)] {
+    for (at, value) in [(4, 3), (4, u32::MAX), (28, 2), (28, 3), (36, 3), (36, 4), (40, 0), (44, 1022), (44, u32::MAX)]
+    {
         assert!(verified_but(at, value).is_err(), "{value} at {at}");
     }
 }

@@ -161,12 +161,8 @@ fn an_intact_object_is_summed_up_sector_by_sector() {
         };
         assert_eq!(sums, expected);
     }
-    let none = ShardOutcome::Verified {
-        version: Version::NONE,
-        extents: Vec::new(),
-        kind: Sums::Planes,
-        sums: Vec::new(),
-    };
+    let none =
+        ShardOutcome::Verified { version: Version::NONE, extents: Vec::new(), kind: Sums::Planes, sums: Vec::new() };
     assert_eq!(d.call(ShardOp::Verify { object: object(7), sums: Sums::Planes }), none);
     d.rest();
     let data = d.store.superblock().expect("open").geometry.data_offset;

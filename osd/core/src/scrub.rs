@@ -2,10 +2,12 @@
 //!
 //! A scrub of a PG first compares the members' digests (*light*). A *deep* one then lets the stores of all members read and verify
 //! every object ([`ShardOp::Verify`]: only the verdict crosses the network), and rewrites what is damaged from another copy, or as the
-//! other shards say, if that has exactly the checksum that the damaged sectors had.
+//! other shards say, if that has exactly the checksum that the damaged sectors had. Then it compares parity with data (`scrub/parity.rs`).
 //!
 //! Only primaries scrub, and only PGs in which nothing is missing. What is known of a scrub lives with the PG: one that was interrupted
 //! by a new round goes on where it was.
+
+mod parity;
 
 use std::collections::VecDeque;
 
@@ -15,10 +17,11 @@ use cluster_proto::layout::SectorRange;
 use cluster_proto::limits::{DIGEST_BUCKETS, SECTORS_PER_OBJECT_MAX};
 use cluster_proto::link::Millis;
 use cluster_proto::locks::{Access, Hold};
-use cluster_proto::map::PgScrub;
+use cluster_proto::map::{PgScrub, ScrubRequest};
 use cluster_proto::shard::{Buckets, Digests, ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::wire::{Message, PeerInfo};
 
+use self::parity::Parity;
 use crate::ec::{EcOp, Purpose, ShardRead};
 use crate::op::{Kind, OpId, PeerMask, bits};
 use crate::osd::Osd;
@@ -60,6 +63,8 @@ struct Run {
     deep: bool,
     /// The request that it serves.
     request: Option<u64>,
+    /// Parity that does not fit the data is computed anew, whatever is wrong.
+    rewrites_parity: bool,
     compared: bool,
     comparison: Option<Comparison>,
     doubts: u32,
@@ -73,6 +78,8 @@ struct Run {
     is_busy: bool,
     errors: u64,
     unrepaired: u64,
+    /// Rows among the errors whose parity does not fit.
+    parity: u64,
 }
 
 /// Digests of the members being collected.
@@ -94,6 +101,7 @@ pub(crate) struct Scrub {
     damage: Vec<Damage>,
     errors: u64,
     unrepaired: u64,
+    parity: Parity,
 }
 
 /// Damaged sectors of one member.
@@ -116,6 +124,10 @@ enum Stage {
     /// Reading what the last of the damaged ranges is to be repaired from.
     Gathering(Box<EcOp>),
     Repairing,
+    /// Reading the data of rows whose parity does not fit it.
+    Rereading(Box<EcOp>),
+    /// Writing that parity.
+    Rewriting,
 }
 
 impl Damage {
@@ -162,10 +174,11 @@ fn is_due(pg: PgId, led_ms: Millis, passed: Option<u64>, interval_seconds: u32) 
 }
 
 impl Run {
-    fn new(deep: bool, request: Option<u64>) -> Self {
+    fn new(deep: bool) -> Self {
         Self {
             deep,
-            request,
+            request: None,
+            rewrites_parity: false,
             compared: false,
             comparison: None,
             doubts: 0,
@@ -175,7 +188,13 @@ impl Run {
             is_busy: false,
             errors: 0,
             unrepaired: 0,
+            parity: 0,
         }
+    }
+
+    fn asked_for(request: &ScrubRequest) -> Self {
+        let (rewrites_parity, request, deep) = (request.parity_from_data, Some(request.requested), request.deep);
+        Self { request, rewrites_parity, ..Self::new(deep) }
     }
 
     fn is_verified(&self) -> bool {
@@ -190,6 +209,11 @@ impl PgScrubs {
             run.comparison = None;
             run.is_busy = false;
         }
+    }
+
+    /// Whether the scrub under way computes parity anew that does not fit the data, whatever is wrong.
+    fn rewrites_parity(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.rewrites_parity)
     }
 
     /// The PG is split: what is under way begins anew in each part. They were scrubbed when the whole was.
@@ -259,7 +283,7 @@ impl Osd {
             // The object at hand, if there is one, is verified to its end first.
             let is_busy = scrubs.run.as_ref().is_some_and(|run| run.is_busy || run.comparison.is_some());
             if !serves && !is_busy {
-                scrubs.run = Some(Run::new(request.deep, Some(request.requested)));
+                scrubs.run = Some(Run::asked_for(&request));
             }
             return;
         }
@@ -267,9 +291,9 @@ impl Osd {
         let passed = |last: Option<u64>| last.map(|last| unix.checked_sub(last).unwrap_or(u64::MAX));
         if scrubs.run.is_none() {
             if is_due(id, led, passed(scrubs.done.deep), deep) {
-                scrubs.run = Some(Run::new(true, None));
+                scrubs.run = Some(Run::new(true));
             } else if is_due(id, led, passed(scrubs.done.light), light) {
-                scrubs.run = Some(Run::new(false, None));
+                scrubs.run = Some(Run::new(false));
             }
         }
     }
@@ -286,12 +310,13 @@ impl Osd {
         let done = &mut pg.scrubs.done;
         done.light = Some(time);
         done.deep = if run.deep { Some(time) } else { done.deep };
-        (done.errors, done.unrepaired) = (run.errors, run.unrepaired);
+        (done.errors, done.unrepaired, done.parity) = (run.errors, run.unrepaired, run.parity);
         done.served = run.request.or(done.served);
         if run.request.is_some() || run.errors > 0 {
             let kind = if run.deep { "deep" } else { "light" };
-            let (errors, unrepaired) = (run.errors, run.unrepaired);
-            self.notice(format!("pg {id}: {kind} scrub ended, {errors} errors found, {unrepaired} not repaired"));
+            let Run { errors, unrepaired, parity, .. } = run;
+            let rows = if parity > 0 { format!(" ({parity} of them rows of wrong parity)") } else { String::new() };
+            self.notice(format!("pg {id}: {kind} scrub ended, {errors} errors found{rows}, {unrepaired} not repaired"));
         }
     }
 
@@ -413,7 +438,8 @@ impl Osd {
     }
 
     fn scrub_object(&mut self, id: PgId, object: ObjectId) {
-        let scrub = Scrub { object, stage: Stage::Locking, damage: Vec::new(), errors: 0, unrepaired: 0 };
+        let (damage, parity) = (Vec::new(), Parity::default());
+        let scrub = Scrub { object, stage: Stage::Locking, damage, errors: 0, unrepaired: 0, parity };
         let op = self.new_op(id, Kind::Scrub(Box::new(scrub)));
         self.scrub.running += 1;
         let Some(pg) = self.pgs.get_mut(&id) else { return };
@@ -435,6 +461,7 @@ impl Osd {
 
     /// The object stands still: all members verify it.
     pub(crate) fn scrub_start(&mut self, shard: &dyn ShardIndex, id: OpId) {
+        let sums = self.scrub_sums(id);
         let Some(pg_id) = self.ops.get_mut(id).map(|op| op.pg) else { return };
         let Some(scrub) = self.scrub_mut(id) else { return };
         let object = scrub.object;
@@ -445,12 +472,13 @@ impl Osd {
             return self.scrub_end(shard, id);
         }
         let acting = pg.acting();
-        self.send_to(shard, id, acting, ShardOp::Verify { object });
+        self.send_to(shard, id, acting, ShardOp::Verify { object, sums });
     }
 
     pub(crate) fn scrub_step(&mut self, shard: &mut dyn ShardIndex, id: OpId, peer: usize, outcome: ShardOutcome) {
         let Some(op) = self.ops.get_mut(id) else { return };
         let settled = op.is_settled();
+        let part = self.pgs.get(&op.pg).and_then(|pg| pg.peers().get(peer)?.shard);
         let Kind::Scrub(scrub) = &mut op.kind else { return };
         let object = scrub.object;
         match &mut scrub.stage {
@@ -461,6 +489,7 @@ impl Osd {
                     scrub.damage.extend(damages(peer, version, &sectors, &crcs));
                 }
                 ShardOutcome::Done => {}
+                ShardOutcome::Verified { .. } => scrub.parity.told(peer, part.unwrap_or(0) as u8, outcome),
                 other => self.notice(format!("object {object}: a member could not verify it: {other:?}")),
             },
             Stage::Gathering(plan) => {
@@ -480,6 +509,8 @@ impl Osd {
                     self.scrub_repaired(id, object, &damage, repaired);
                 }
             }
+            Stage::Rereading(_) => scrub.parity_read(peer, outcome),
+            Stage::Rewriting => scrub.parity_written(&outcome),
         }
         if settled {
             self.scrub_go_on(shard, id);
@@ -493,6 +524,8 @@ impl Osd {
             Stage::Gathering(plan) if plan.reads.iter().all(|read| read.got.is_some()) => {
                 self.scrub_repair(shard, id, &plan);
             }
+            Stage::Rereading(plan) => self.scrub_parity_rewrite(shard, id, &plan),
+            Stage::Rewriting => self.scrub_parity_rewritten(shard, id, true),
             _ => self.scrub_gather(shard, id),
         }
     }
@@ -503,7 +536,7 @@ impl Osd {
         loop {
             let Some(scrub) = self.scrub_mut(id) else { return };
             let object = scrub.object;
-            let Some(damage) = scrub.damage.last() else { return self.scrub_end(shard, id) };
+            let Some(damage) = scrub.damage.last() else { return self.scrub_parity(shard, id) };
             let (useless, sectors) = (damage.useless, damage.sectors);
             let is_whole = damage.crcs.len() == sectors.count as usize;
             let Some(pg) = self.pgs.get(&pg_id) else { return };
@@ -594,6 +627,7 @@ impl Osd {
             run.is_busy = false;
             run.errors += scrub.errors;
             run.unrepaired += scrub.unrepaired;
+            run.parity += scrub.parity.rows;
             run.objects.pop_front_if(|object| *object == scrub.object);
         }
         self.ready.extend(pg.locks.release(scrub.object, id));

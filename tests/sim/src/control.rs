@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster_proto::map::{Activation, ClusterInfo, ClusterMap, Member, OsdConfig, PgMap, PoolConfig, keys};
+use cluster_proto::map::{Activation, ClusterInfo, ClusterMap, Member, OsdConfig, PgMap, PoolConfig, Scheme, keys};
 use cluster_proto::{OsdId, PgId, PoolId, Uuid};
 use mon_core::liveness::Liveness;
 use mon_core::usable;
@@ -144,6 +144,12 @@ impl Control {
         self.mirror();
         let pool = &self.map.pools[&PoolId(1)];
         format!("{:?}, min-size {}, {} PGs", pool.scheme, pool.min_size, pool.pg_count)
+    }
+
+    /// How the pool keeps its objects.
+    pub fn scheme(&mut self) -> Scheme {
+        self.mirror();
+        self.map.pools[&PoolId(1)].scheme
     }
 
     /// The present map.

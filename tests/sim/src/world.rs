@@ -136,6 +136,8 @@ pub struct World {
     pub(crate) pg_count: u32,
     splits: u64,
     rot_target: usize,
+    /// Shards were made not to fit each other.
+    pub(crate) is_spoilt: bool,
     calm: bool,
     answered: u64,
     crashes: u64,
@@ -219,6 +221,7 @@ impl World {
             pg_count,
             splits: 0,
             rot_target: rng.below(u64::from(osd_count)) as usize,
+            is_spoilt: false,
             calm: false,
             answered: 0,
             crashes: 0,
@@ -273,6 +276,7 @@ impl World {
         };
         self.run_until(limit, nothing_held).map_err(|e| format!("requests are left over: {e}"))?;
         self.scrub_everything()?;
+        self.spoil_parity()?;
         self.settle_counts();
         self.judge()?;
         Ok(Report {
@@ -333,7 +337,7 @@ impl World {
         self.trace.push_back(line);
     }
 
-    fn fail(&mut self, why: String) {
+    pub(crate) fn fail(&mut self, why: String) {
         self.failure.get_or_insert(why);
     }
 

@@ -307,7 +307,7 @@ mod tests {
             assert!(map.apply(&key, Some(bad)).is_err());
         }
         assert!(map.apply("/blockyard/scrub/1/17/x", Some(b"{}")).is_err());
-        assert_eq!(map.scrubs[&pg], ScrubRequest { deep: true, requested: 9 });
+        assert_eq!(map.scrubs[&pg], ScrubRequest { deep: true, requested: 9, parity_from_data: false });
         let done = br#"{"light":7,"served":9}"#;
         assert_eq!(map.apply("/blockyard/scrub/done/1/17", Some(done)), Ok(MapChange::Scrub(pg)));
         assert_eq!(map.scrubbed[&pg], PgScrub { light: Some(7), served: Some(9), ..PgScrub::default() });

@@ -166,9 +166,9 @@ pub struct OsdStats {
     pub objects_degraded: u64,
     /// Objects of PGs this OSD leads that deep scrubs have verified, each time counted.
     pub scrubbed_objects: u64,
-    /// Damaged sectors, and differences between members, that scrubs of PGs this OSD leads have found.
+    /// Damaged sectors, rows of wrong parity, and differences between members, that scrubs of PGs this OSD leads have found.
     pub scrub_errors: u64,
-    /// Damaged sectors that those scrubs could not repair.
+    /// Damaged sectors, and rows of wrong parity, that those scrubs could not repair.
     pub scrub_unrepaired: u64,
     /// PGs this OSD leads and serves.
     pub pgs_active: u32,

@@ -10,6 +10,9 @@ pub struct ScrubRequest {
     pub deep: bool,
     /// When it was asked for: seconds since 1970. Another request has another time.
     pub requested: u64,
+    /// Parity that does not fit the data of its object is computed anew from the data, also where it is not known which of them is wrong.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub parity_from_data: bool,
 }
 
 /// What has been scrubbed of a PG: in the cluster state, so that the next primary goes on from there. Times are seconds since 1970.
@@ -20,8 +23,10 @@ pub struct PgScrub {
     pub light: Option<u64>,
     /// End of the last deep scrub.
     pub deep: Option<u64>,
-    /// Damaged sectors, or differences between members, that the last scrub found.
+    /// Damaged sectors, rows whose parity does not fit their data, and differences between members, that the last scrub found.
     pub errors: u64,
+    /// The rows among them.
+    pub parity: u64,
     /// Those of them that it could not repair.
     pub unrepaired: u64,
     /// The request that was served last: its time.

@@ -1,7 +1,8 @@
 //! Erasure-coded objects at their primary: `layout` says where sectors lie, `read` gathers shards, `write` makes staged
-//! changes of them, `rebuild` computes shards that are missing.
+//! changes of them, `rebuild` computes shards that are missing, `parity` tells whether they fit each other.
 
 mod layout;
+mod parity;
 mod read;
 mod rebuild;
 mod write;
@@ -18,6 +19,8 @@ use erasure::Code;
 
 use crate::op::PeerMask;
 use crate::pg::Pg;
+
+pub(crate) use parity::{Comparison, Misfit, PartMask, ShardSums, sums_for};
 
 /// Codes by their shape: making one costs a matrix inversion.
 #[derive(Default)]
