@@ -118,7 +118,8 @@ fn scrub_text(scrubbed: Option<&PgScrub>, request: Option<ScrubRequest>) -> Stri
     let mut text = format!("{}, deep {}", when(done.light), when(done.deep));
     if done.light.is_some() {
         let parity = (done.parity > 0).then(|| format!(" ({} of them rows of wrong parity)", done.parity));
-        text += &format!(": {} errors found{}, {} not repaired", done.errors, parity.unwrap_or_default(), done.unrepaired);
+        text +=
+            &format!(": {} errors found{}, {} not repaired", done.errors, parity.unwrap_or_default(), done.unrepaired);
     }
     if let Some(request) = request.filter(|request| done.served != Some(request.requested)) {
         text += if request.deep { "; a deep one is asked for" } else { "; one is asked for" };

@@ -13,8 +13,8 @@ use crate::world::World;
 
 /// Time that scrubs of everything may take.
 const LIMIT: Micros = 120_000_000;
-/// Tag of the checker's own reads. Tags of the core are never so large.
-const TAG: u64 = u64::MAX;
+/// Tag of the checker's own operations. Tags of the core are never so large.
+pub(crate) const TAG: u64 = u64::MAX;
 
 impl World {
     fn pg_ids(&self) -> impl Iterator<Item = PgId> + use<> {
