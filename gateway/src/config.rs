@@ -47,6 +47,8 @@ pub struct GatewayOptions {
     pub connections_max: usize,
     /// How long requests under way may take to end when the gateway stops. Default 2 s.
     pub stop_timeout: Duration,
+    /// How long it then waits until what was answered in lazy pools is durable. Default 10 s.
+    pub sync_timeout: Duration,
     /// How long others take a dead gateway for alive. Seconds, 1 to 60; default 5.
     pub lease_ttl_s: u32,
     /// How long the gateway looks for work before it sleeps: latency for processor time. At most 1 s; default 0.
@@ -65,6 +67,7 @@ impl GatewayOptions {
             runtime,
             connections_max: 1024,
             stop_timeout: Duration::from_secs(2),
+            sync_timeout: Duration::from_secs(10),
             lease_ttl_s: 5,
             busy_poll: Duration::ZERO,
         }

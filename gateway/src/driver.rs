@@ -34,6 +34,15 @@ pub(crate) struct Channels {
     pub stats: watch::Sender<Arc<GatewayStats>>,
 }
 
+/// How many, and how long.
+pub(crate) struct Bounds {
+    pub connections_max: usize,
+    /// For requests under way when it stops.
+    pub stop_timeout: Duration,
+    /// For what is not durable then.
+    pub sync_timeout: Duration,
+}
+
 /// The thread's whole state.
 pub(crate) struct Worker {
     io: Reactor,
@@ -49,6 +58,7 @@ pub(crate) struct Worker {
     paused: Vec<ConnId>,
     connections_max: usize,
     stop_timeout: Duration,
+    sync_timeout: Duration,
     accepted: u64,
     refused: u64,
     /// Something happened since the last publication, and when the next is due.
@@ -63,8 +73,9 @@ impl Worker {
         driver: ClientDriver,
         listeners: Listeners,
         channels: Channels,
-        (connections_max, stop_timeout): (usize, Duration),
+        bounds: Bounds,
     ) -> Self {
+        let Bounds { connections_max, stop_timeout, sync_timeout } = bounds;
         Self {
             io,
             driver,
@@ -77,6 +88,7 @@ impl Worker {
             paused: Vec::new(),
             connections_max,
             stop_timeout,
+            sync_timeout,
             accepted: 0,
             refused: 0,
             unpublished: true,
@@ -317,6 +329,7 @@ impl Worker {
             accepted: self.accepted,
             refused: self.refused,
             in_flight: self.flights.len() as u64,
+            unsynced: self.driver.client_mut().unsynced() as u64,
             exports: used.collect(),
         };
         self.channels.stats.send_replace(Arc::new(stats));
@@ -324,7 +337,7 @@ impl Worker {
 
     // ---- the end
 
-    /// Takes no more requests, lets those under way end, sends their answers, and closes.
+    /// Takes no more requests, lets those under way end, sends their answers, makes durable what was answered, and closes.
     fn stop(mut self) -> Result<(), Error> {
         let end = Instant::now() + self.stop_timeout;
         self.listeners.close(&mut self.io);
@@ -344,11 +357,35 @@ impl Worker {
             tracing::warn!("stopped with {} requests under way: the cluster did not answer", self.flights.len());
         }
         self.connections.ids().into_iter().for_each(|conn| self.io.abort(conn));
+        self.sync_all()?;
         self.driver.abort_all(&mut self.io);
         self.unpublished = true;
         self.publish_at = 0;
         self.publish();
         self.finish_sending()
+    }
+
+    /// Makes durable what clients were answered in lazy pools, as far as the cluster does it in time: only we could repeat it after a loss
+    /// of power.
+    fn sync_all(&mut self) -> Result<(), Error> {
+        let end = Instant::now() + self.sync_timeout;
+        let left = |worker: &mut Self| worker.driver.client_mut().unsynced();
+        let at_first = left(self);
+        while left(self) > 0 && Instant::now() < end {
+            // Answers may yet come, and syncs be in vain because a PG has begun a new interval.
+            self.driver.client_mut().sync();
+            self.step(Some(end))?;
+        }
+        match left(self) {
+            0 if at_first > 0 => tracing::info!("synced {at_first} changes before the end"),
+            0 => {}
+            left => tracing::warn!(
+                "stopped with {left} answered changes that are not durable, because the cluster did not sync them within {} s: \
+                 they are lost if the power of too many servers fails before they write them back",
+                self.sync_timeout.as_secs()
+            ),
+        }
+        Ok(())
     }
 
     /// Waits until the sockets being closed are closed; the reactor bounds that.

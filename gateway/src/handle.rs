@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use crate::catalog::ExportChange;
 use crate::config::{CHANGES_MAX, GatewayOptions};
 use crate::control::{Control, Registration};
-use crate::driver::{Channels, Listeners, Worker};
+use crate::driver::{Bounds, Channels, Listeners, Worker};
 use crate::error::{Error, ErrorKind};
 use crate::metrics::GatewayStats;
 
@@ -38,6 +38,7 @@ pub enum End {
 pub struct GatewayHandle {
     nbd_addresses: Vec<SocketAddr>,
     incarnation: Incarnation,
+    stop_max: Duration,
     stop: watch::Sender<bool>,
     waker: Waker,
     stats: watch::Receiver<Arc<GatewayStats>>,
@@ -82,6 +83,7 @@ pub fn spawn(options: GatewayOptions) -> Result<GatewayHandle, Error> {
     let ready = told.recv().unwrap_or_else(|_| Err(panicked()))?;
     let unix = options.nbd_unix.iter().map(|path| format!("unix:{}", path.display()));
     let nbd = ready.nbd_addresses.iter().map(SocketAddr::to_string).chain(unix).collect();
+    let stop_max = options.stop_timeout + options.sync_timeout + DEREGISTER_MAX;
     let registration = Registration::new(options.state.clone(), GatewayState { nbd, incarnation }, options.lease_ttl_s);
     let (deregister, deregistered) = blocking::sync_channel(1);
     let control = Control { state: options.state, changes, waker: ready.waker.clone(), registration };
@@ -89,6 +91,7 @@ pub fn spawn(options: GatewayOptions) -> Result<GatewayHandle, Error> {
     Ok(GatewayHandle {
         nbd_addresses: ready.nbd_addresses,
         incarnation,
+        stop_max,
         stop,
         waker: ready.waker,
         stats,
@@ -136,7 +139,8 @@ fn open(setup: Setup) -> Result<(Worker, Ready), Error> {
         credentials: options.credentials.clone(),
     };
     let channels = Channels { map, exports, stop, stats };
-    let bounds = (options.connections_max, options.stop_timeout);
+    let GatewayOptions { connections_max, stop_timeout, sync_timeout, .. } = options;
+    let bounds = Bounds { connections_max, stop_timeout, sync_timeout };
     Ok((Worker::new(io, ClientDriver::new(client), listeners, channels, bounds), ready))
 }
 
@@ -178,6 +182,11 @@ impl GatewayHandle {
     pub fn stop(&self) {
         self.stop.send_replace(true);
         self.waker.wake();
+    }
+
+    /// How long stopping may take: requests under way, what is to be made durable, the state store.
+    pub fn stop_max(&self) -> Duration {
+        self.stop_max
     }
 
     /// How it ended, if it has.

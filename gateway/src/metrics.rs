@@ -126,6 +126,8 @@ pub struct GatewayStats {
     pub refused: u64,
     /// Requests under way now.
     pub in_flight: u64,
+    /// Answered changes in lazy pools that are not durable yet.
+    pub unsynced: u64,
     /// Exports that somebody is or was attached to.
     pub exports: BTreeMap<String, ExportStats>,
 }
@@ -139,6 +141,7 @@ impl GatewayStats {
             ("connections_accepted_total", "counter", "Connections accepted", self.accepted),
             ("connections_refused_total", "counter", "Connections turned away", self.refused),
             ("requests_in_flight", "gauge", "Requests under way now", self.in_flight),
+            ("unsynced_changes", "gauge", "Answered changes in lazy pools that are not durable yet", self.unsynced),
         ] {
             let _ = writeln!(out, "# HELP blockyard_gateway_{name} {help}.\n# TYPE blockyard_gateway_{name} {kind}");
             let _ = writeln!(out, "blockyard_gateway_{name} {value}");

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cluster_proto::map::keys;
+use cluster_proto::PoolId;
+use cluster_proto::map::{ImmediateCommit, PoolConfig, keys};
 use cluster_state::{StateStore, Txn};
 use gateway::GatewayStats;
 use support::cluster::Cluster;
@@ -275,6 +276,52 @@ fn a_stop_lets_requests_under_way_end_but_not_for_ever() {
     thread::sleep(Duration::from_millis(100));
     gateway.stop();
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+}
+
+/// A pool whose members answer before changes are durable.
+fn lazy_pool(copies: u8) -> Txn {
+    let pool = PoolConfig {
+        pg_count: 16,
+        immediate_commit: ImmediateCommit::None,
+        ..PoolConfig::replicated("default", copies)
+    };
+    Txn::new().put(keys::pool(PoolId(1)), serde_json::to_vec(&pool).unwrap())
+}
+
+#[test]
+fn a_stop_makes_durable_what_was_answered_but_does_not_wait_for_ever() {
+    let mut cluster = Cluster::start(2);
+    cluster.txn(lazy_pool(2));
+    cluster.create_image("demo", SIZE);
+    let gateway = Gateway::start(&cluster);
+    cluster.run(gateway.handle.wait_export("demo"));
+    let mut client = gateway.client("demo");
+    (0..32).for_each(|i| assert_eq!(client.write(i << 20, &[7; 4096]), Ok(())));
+    let begun = Instant::now();
+    gateway.wait("nothing of it is durable", |stats| stats.unsynced > 0);
+    let ended = |gateway: &Gateway| eventually("it ends", || gateway.handle.end().is_some());
+    gateway.handle.stop();
+    ended(&gateway);
+    // By itself it would have synced after 5 s.
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!((gateway.handle.stats().unsynced, gateway.handle.stats().connections), (0, 0));
+    gateway.handle.join().unwrap();
+
+    let sync_timeout = Duration::from_millis(700);
+    let gateway = Gateway::start_with(&cluster, |options| gateway::GatewayOptions { sync_timeout, ..options });
+    cluster.run(gateway.handle.wait_export("demo"));
+    let mut client = gateway.client("demo");
+    assert_eq!(client.read(0, 4096).unwrap(), [7; 4096]);
+    assert_eq!(client.write(0, &[8; 4096]), Ok(()));
+    gateway.wait("it is not durable", |stats| stats.unsynced > 0);
+    cluster.stop_osd(2);
+    cluster.stop_osd(1);
+    let begun = Instant::now();
+    gateway.handle.stop();
+    ended(&gateway);
+    assert!(begun.elapsed() >= sync_timeout && begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!(gateway.handle.stats().unsynced, 1, "and it says so");
+    gateway.handle.join().unwrap();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use cluster_proto::map::{ClusterInfo, GatewayState, OsdConfig, OsdState, keys, parse};
 use cluster_proto::{Incarnation, OsdId, Uuid};
 use cluster_state::{StateErrorKind, StateStore};
-use gateway::GatewayOptions;
+use gateway::{GatewayHandle, GatewayOptions};
 use mon::MonConfig;
 use osd::{DurabilityOption, Live, OsdOptions};
 use serde::Serialize;
@@ -34,7 +34,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(500);
 /// How often people are told what is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long stopping may take.
+/// How long stopping may take, without what a gateway needs.
 const STOP_MAX: Duration = Duration::from_secs(10);
 
 /// What a daemon that is ready tells.
@@ -86,11 +86,12 @@ async fn daemon(out: Output, start: impl AsyncFnOnce(&mut Node) -> Result<Ready,
         () = signals.next() => Ok(()),
     };
     notify::stopping();
+    let stop_max = STOP_MAX + node.gateway.as_ref().map_or(Duration::ZERO, GatewayHandle::stop_max);
     let stopped = tokio::select! {
-        stopped = timeout(STOP_MAX, node.stop()) => match stopped {
+        stopped = timeout(stop_max, node.stop()) => match stopped {
             Ok(failures) if failures.is_empty() => Ok(()),
             Ok(failures) => Err(CliError::failed(failures.join("; "))),
-            Err(_) => Err(CliError::failed(format!("it did not stop within {} s", STOP_MAX.as_secs()))),
+            Err(_) => Err(CliError::failed(format!("it did not stop within {} s", stop_max.as_secs()))),
         },
         () = signals.next() => Err(CliError::failed("stopped at once, as asked for by a second signal")),
     };
