@@ -124,7 +124,7 @@ impl StoreTarget {
             }
             ShardOutcome::Failed(status) => task.failed = Some(status),
             ShardOutcome::Corrupt { .. } => task.failed = Some(Status::Corrupt),
-            ShardOutcome::Fetched { .. } => task.failed = Some(Status::Io),
+            ShardOutcome::Fetched { .. } | ShardOutcome::Verified { .. } => task.failed = Some(Status::Io),
         }
         task.left -= 1;
         if task.left == 0 {
