@@ -630,21 +630,27 @@ pub enum KeyCommand {
 /// Commands about configuration.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// List all values
+    /// List all settings of the cluster, with what differs from its default, and all other values
     Ls,
-    /// Show a value
+    /// Show a setting or value
     Get {
-        /// Its key, like pool/1 or osd/2.
+        /// Its name, like recovery-paused, or a key, like pool/1 or osd/2.
         key: String,
     },
-    /// Change a value
+    /// Change a setting or value
     ///
-    /// Refuses values that break the schema, keys that it does not know, and changes that would unmap data.
+    /// Refuses values that break the schema, keys that it does not know, and changes that would unmap data. A setting is changed by itself, whatever
+    /// others change at the same time.
     Set {
-        /// Its key, like pool/1 or osd/2.
+        /// Its name, like recovery-paused, or a key, like pool/1 or osd/2.
         key: String,
-        /// The new value, JSON.
+        /// The new value: of a setting like true, 85%, 10min, 7d, 100M; of a key JSON.
         value: String,
+    },
+    /// Give a setting of the cluster its default again
+    Reset {
+        /// Its name, like recovery-paused.
+        key: String,
     },
 }
 

@@ -1,4 +1,4 @@
-//! `blockyard config`: raw values under `config/`, checked against the schema.
+//! `blockyard config`: raw values under `config/`, checked against the schema, and the settings of the cluster one by one.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,7 @@ use crate::args::ConfigCommand;
 use crate::error::CliError;
 use crate::output::{Output, print};
 use crate::session::Session;
+use crate::setting::{self, Setting, settings_table, views};
 
 /// Runs a command.
 pub async fn run(session: &Session, command: ConfigCommand, out: Output) -> Result<(), CliError> {
@@ -18,18 +19,39 @@ pub async fn run(session: &Session, command: ConfigCommand, out: Output) -> Resu
     match command {
         ConfigCommand::Ls => {
             let entries = session.store.range(keys::CONFIG).await?.entries;
-            let values: BTreeMap<_, _> = entries.iter().map(|entry| (short(&entry.key), value_of(entry))).collect();
-            out.show(&values, |values| values.iter().map(|(key, value)| format!("{key} {value}\n")).collect())
+            let mut values: BTreeMap<_, _> = entries.iter().map(|entry| (short(&entry.key), value_of(entry))).collect();
+            let settings = session.map().await?.settings;
+            if !out.json {
+                values.remove(short(keys::SETTINGS));
+                let others: String = values.iter().map(|(key, value)| format!("{key} {value}\n")).collect();
+                return print(&format!("{}\n{others}", settings_table(&settings)));
+            }
+            let all = serde_json::to_value(views(&settings)).unwrap_or_default();
+            values.insert("all-settings", all);
+            out.show(&values, |_| String::new())
         }
-        ConfigCommand::Get { key } => {
-            let entry = session.store.get(&full(&key)).await?;
-            let entry = entry.ok_or_else(|| {
-                CliError::not_found(format!("there is no value {key:?}: 'blockyard config ls' lists them"))
-            })?;
-            print(&format!("{}\n", value_of(&entry)))
-        }
-        ConfigCommand::Set { key, value } => set(session, &full(&key), &value, out).await,
+        ConfigCommand::Get { key } => match Setting::find(&key) {
+            Some(found) => setting::get(session, found, out).await,
+            None => get(session, &key).await,
+        },
+        ConfigCommand::Set { key, value } => match Setting::find(&key) {
+            Some(found) => setting::set(session, found, &value, out).await,
+            None => set(session, &full(&key), &value, out).await,
+        },
+        ConfigCommand::Reset { key } => match Setting::find(&key) {
+            Some(found) => setting::reset(session, found, out).await,
+            None => Err(CliError::usage(format!(
+                "there is no setting {key:?} of the cluster: 'blockyard config ls' lists them"
+            ))),
+        },
     }
+}
+
+async fn get(session: &Session, key: &str) -> Result<(), CliError> {
+    let entry = session.store.get(&full(key)).await?;
+    let entry = entry
+        .ok_or_else(|| CliError::not_found(format!("there is no value {key:?}: 'blockyard config ls' lists them")))?;
+    print(&format!("{}\n", value_of(&entry)))
 }
 
 fn short(key: &str) -> &str {
@@ -59,7 +81,7 @@ async fn set(session: &Session, key: &str, value: &str, out: Output) -> Result<(
 }
 
 /// Whether a value may be written: it obeys the schema, and no data is unmapped by it.
-fn check(map: &ClusterMap, key: &str, value: &[u8]) -> Result<(), String> {
+pub fn check(map: &ClusterMap, key: &str, value: &[u8]) -> Result<(), String> {
     let mut after = map.clone();
     match after.apply(key, Some(value)).map_err(|e| e.to_string())? {
         MapChange::Pool(id) => check_pool(map, &after, id),
@@ -67,7 +89,7 @@ fn check(map: &ClusterMap, key: &str, value: &[u8]) -> Result<(), String> {
         MapChange::OsdConfig(_) | MapChange::Settings | MapChange::Tree => Ok(()),
         MapChange::Cluster => Err("the identity of a cluster cannot be changed".into()),
         MapChange::None | MapChange::Osd(_) | MapChange::Pg(_) | MapChange::Scrub(_) | MapChange::Suspicion(_) => {
-            Err("there is no such setting: pool/ID, osd/ID, settings and tree are known".into())
+            Err("there is no such setting: those that 'blockyard config ls' lists, pool/ID, osd/ID, settings and tree are known".into())
         }
     }
 }

@@ -18,6 +18,7 @@ mod output;
 mod pg;
 mod pool;
 mod session;
+mod setting;
 mod settings;
 mod size;
 mod status;

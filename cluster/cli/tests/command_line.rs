@@ -63,6 +63,7 @@ fn every_command_has_help_with_json_and_cluster() {
         &["config", "ls"],
         &["config", "get"],
         &["config", "set"],
+        &["config", "reset"],
     ] {
         let run = blockyard(&[args, &["--help"]].concat());
         assert_eq!(run.code, 0, "{args:?}: {}", run.stderr);

@@ -5,7 +5,7 @@ mod support;
 use cluster_proto::map::{ImageMeta, OsdStats, keys};
 use cluster_proto::{LayerId, OsdId};
 use cluster_state::{StateStore, Txn};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::cluster::Cluster;
 
 #[test]
@@ -105,6 +105,49 @@ fn bad_configuration_is_refused() {
     let ls = cluster.run(&["config", "ls", "--json"]).json();
     assert_eq!(ls["osd/1"], json!({"weight": 0}));
     assert_eq!(ls["pool/1"]["name"], "default");
+}
+
+#[test]
+fn settings_are_changed_one_by_one() {
+    let cluster = Cluster::start();
+    let get = |name: &str| cluster.run(&["config", "get", name]).stdout;
+    assert_eq!(get("down-out-seconds"), "600\n", "what is not stored has its default");
+    let set = cluster.run(&["config", "set", "down-out-seconds", "2min"]);
+    assert_eq!((set.code, set.stdout.trim()), (0, "down-out-seconds is 2 min now"), "{}", set.stderr);
+    assert_eq!(cluster.run(&["config", "set", "recovery-paused", "on"]).code, 0);
+    assert_eq!(cluster.run(&["config", "set", "near-full-ratio", "80%"]).code, 0);
+    let stored: Value = serde_json::from_slice(&cluster.read(keys::SETTINGS).unwrap()).unwrap();
+    assert_eq!(stored, json!({"down-out-seconds": 120, "recovery-paused": true, "near-full-ratio": 0.8}));
+
+    for (name, value, why) in [
+        ("down-out-seconds", "5", "10 to 604800"),
+        ("full-ratio", "0.7", "less than full-ratio"),
+        ("recovery-paused", "perhaps", "true or false"),
+        ("recovery-bytes-per-second-max", "1K", "at least 1048576"),
+    ] {
+        let run = cluster.run(&["config", "set", name, value]);
+        assert!(run.code == 2 && run.stderr.contains(why), "{name}: {}", run.stderr);
+    }
+    assert_eq!(cluster.run(&["config", "reset", "osd/1"]).code, 2);
+    assert_eq!(cluster.run(&["config", "reset", "recovery-paused"]).code, 0);
+    let view = cluster.run(&["config", "get", "down-out-seconds", "--json"]).json();
+    assert_eq!(view, json!({"name": "down-out-seconds", "value": 120, "default": 600, "is-default": false}));
+    let ls = cluster.run(&["config", "ls"]).stdout;
+    assert!(ls.contains("down-out-seconds") && ls.contains("2 min") && ls.contains("osd/1 {"), "{ls}");
+    let ls = cluster.run(&["config", "ls", "--json"]).json();
+    assert_eq!(ls["settings"], json!({"down-out-seconds": 120, "near-full-ratio": 0.8}));
+    assert_eq!(ls["all-settings"].as_array().map(Vec::len), Some(10));
+
+    // Many at once: none undoes another's.
+    std::thread::scope(|scope| {
+        for (name, value) in [("moving-pgs-max", "9"), ("recovery-objects-max", "5"), ("scrub-interval-seconds", "1h")]
+        {
+            let cluster = &cluster;
+            scope.spawn(move || assert_eq!(cluster.run(&["config", "set", name, value]).code, 0));
+        }
+    });
+    let got = ["moving-pgs-max", "recovery-objects-max", "scrub-interval-seconds", "down-out-seconds"].map(get);
+    assert_eq!(got, ["9\n", "5\n", "3600\n", "120\n"]);
 }
 
 #[test]
