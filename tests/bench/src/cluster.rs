@@ -1,139 +1,128 @@
-//! A cluster to measure: `blockyard up` in a process of its own.
+//! A cluster to measure: `blockyard up` in a process of its own, or many processes around etcd.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use anyhow::{Context, Result, ensure};
+use e2e::{Fleet, FleetOptions};
+use serde_json::Value;
 
-/// Size of an OSD's file.
-const OSD_BYTES: u64 = 2 << 30;
+use crate::program::require;
+use crate::scheme::Scheme;
 
 /// The image that is measured.
 pub const IMAGE: &str = "bench";
 
-#[derive(Deserialize)]
-struct Ready {
-    etcd: String,
-    metrics: SocketAddr,
-    nbd: SocketAddr,
-}
-
-/// How the cluster keeps data; it has as many OSDs as that takes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Scheme {
-    /// So many copies.
-    Copies(u8),
-    /// Erasure code: data and parity shards.
-    Coded(u8, u8),
-}
-
-impl Scheme {
-    /// How many OSDs it has.
-    pub fn osds(self) -> u8 {
-        match self {
-            Scheme::Copies(copies) => copies,
-            Scheme::Coded(data, parity) => data + parity,
-        }
-    }
-
-    /// Options of `blockyard up`.
-    fn options(self) -> Vec<String> {
-        let option = if matches!(self, Scheme::Copies(_)) { "--replicas" } else { "--ec" };
-        vec!["--osds".into(), self.osds().to_string(), option.into(), self.to_string()]
-    }
-}
-
-impl std::fmt::Display for Scheme {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Scheme::Copies(copies) => copies.fmt(f),
-            Scheme::Coded(data, parity) => write!(f, "{data}+{parity}"),
-        }
-    }
-}
-
-impl std::str::FromStr for Scheme {
-    type Err = std::num::ParseIntError;
-    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
-        match text.split_once('+') {
-            None => Ok(Scheme::Copies(text.parse()?)),
-            Some((data, parity)) => Ok(Scheme::Coded(data.parse()?, parity.parse()?)),
-        }
-    }
-}
+/// Smallest file of an OSD. Bytes.
+const OSD_BYTES_MIN: u64 = 512 << 20;
 
 /// A running cluster; stopped and removed when dropped.
-pub struct Cluster {
-    child: Child,
-    dir: PathBuf,
-    /// Endpoint of its state store.
-    pub etcd: String,
-    /// Its NBD door.
-    pub nbd: SocketAddr,
-    /// Its Prometheus endpoint.
-    pub metrics: SocketAddr,
+pub enum Cluster {
+    /// Everything in one process.
+    Up(e2e::Cluster),
+    /// Each daemon is a process.
+    Fleet(Box<Fleet>),
 }
 
 impl Cluster {
-    /// Starts one below `dir`.
+    /// Starts one with its files below `dir`, and an image of `size` bytes; with real etcd if `etcd`.
     ///
     /// # Errors
-    /// It was not ready in time; its log is named.
-    pub fn start(dir: &Path, scheme: Scheme, size: u64) -> Result<Self> {
-        let binary = std::env::current_exe()?.with_file_name("blockyard");
-        let data = dir.join(scheme.to_string());
-        let log = dir.join(format!("{scheme}.log"));
-        let child = Command::new(&binary)
-            .args(["up", "--ports", "auto", "--data-dir"])
-            .arg(&data)
-            .args(scheme.options())
-            .args(["--osd-size", &OSD_BYTES.to_string(), "--image", &format!("{IMAGE}={size}")])
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(&log)?)
-            .spawn()
-            .with_context(|| format!("cannot start {}: build it with 'cargo build --release'", binary.display()))?;
-        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut cluster = Self { child, dir: data, etcd: String::new(), nbd: nowhere, metrics: nowhere };
-        let end = Instant::now() + Duration::from_secs(30);
-        let ready = loop {
-            if let Ok(text) = std::fs::read(cluster.dir.join("up.json")) {
-                break serde_json::from_slice::<Ready>(&text)?;
-            }
-            if Instant::now() > end || cluster.child.try_wait()?.is_some() {
-                bail!("the cluster did not start: see {}", log.display());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        (cluster.etcd, cluster.nbd, cluster.metrics) = (ready.etcd, ready.nbd, ready.metrics);
-        cluster.allocate()?;
-        Ok(cluster)
-    }
-
-    /// Gives the OSDs' files all their blocks: a device does not have to find any when it is written to either.
-    fn allocate(&self) -> Result<()> {
-        for entry in std::fs::read_dir(&self.dir)? {
-            let path = entry?.path();
-            if path.metadata()?.len() == OSD_BYTES {
-                let done = Command::new("fallocate").args(["-l", &OSD_BYTES.to_string()]).arg(&path).status()?;
-                anyhow::ensure!(done.success(), "fallocate of {} failed", path.display());
-            }
+    /// The OSDs' files do not get their blocks, or a program is missing.
+    ///
+    /// # Panics
+    /// It was not ready in time; with what it said.
+    pub fn start(dir: &Path, scheme: Scheme, size: u64, etcd: bool) -> Result<Self> {
+        let bytes = (2 * scheme.share(size)).max(OSD_BYTES_MIN);
+        if etcd {
+            let fleet = fleet(dir, scheme.osds().into(), bytes)?;
+            let options = scheme.options();
+            fleet.create(IMAGE, &size.to_string(), &options.each_ref().map(String::as_str));
+            return Ok(Self::Fleet(Box::new(fleet)));
         }
-        Ok(())
+        let (osds, image, [scheme_option, scheme_value]) =
+            (scheme.osds().to_string(), format!("{IMAGE}={size}"), scheme.options());
+        let osd_size = bytes.to_string();
+        let options = ["--osds", &osds, &scheme_option, &scheme_value, "--osd-size", &osd_size, "--image", &image];
+        let cluster = e2e::Cluster::start_in(e2e::scratch_in(dir), &options);
+        (1..=scheme.osds().into()).try_for_each(|id| allocate(&cluster.osd_file(id), bytes))?;
+        Ok(Self::Up(cluster))
     }
 
-    /// Process number.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+    /// Endpoint of its state store.
+    pub fn etcd(&self) -> String {
+        match self {
+            Self::Up(cluster) => cluster.etcd(),
+            Self::Fleet(fleet) => fleet.etcd.endpoint(),
+        }
+    }
+
+    /// Its NBD door.
+    pub fn nbd(&self) -> SocketAddr {
+        match self {
+            Self::Up(cluster) => cluster.nbd(),
+            Self::Fleet(fleet) => fleet.nbd(),
+        }
+    }
+
+    /// Prometheus endpoints of its OSDs.
+    ///
+    /// # Errors
+    /// A daemon has none.
+    pub fn metrics(&self) -> Result<Vec<SocketAddr>> {
+        match self {
+            Self::Up(cluster) => Ok(vec![metrics_address(cluster.endpoints())?]),
+            Self::Fleet(fleet) => osd_metrics(fleet),
+        }
+    }
+
+    /// Its processes.
+    pub fn pids(&self) -> Vec<u32> {
+        match self {
+            Self::Up(cluster) => vec![cluster.pid()],
+            Self::Fleet(fleet) => fleet.daemons().map(|(_, daemon)| daemon.pid()).chain([fleet.etcd.pid()]).collect(),
+        }
     }
 }
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
+/// etcd, a monitor, a gateway, and so many OSDs with files of `bytes`, which have all their blocks. No pool yet.
+///
+/// # Errors
+/// The files do not get their blocks, or a program is missing.
+///
+/// # Panics
+/// Something was not ready in time; with what it said.
+pub fn fleet(dir: &Path, osds: u32, bytes: u64) -> Result<Fleet> {
+    require("etcd", "Debian has it in etcd-server")?;
+    require("etcdctl", "Debian has it in etcd-client")?;
+    let (osd_size, folder) = (bytes.to_string(), Some(dir.to_owned()));
+    let fleet = Fleet::start(FleetOptions { osds, osd_size, folder, ..FleetOptions::default() });
+    (1..=osds).try_for_each(|id| allocate(&fleet.osd_file(id), bytes))?;
+    Ok(fleet)
+}
+
+/// Gives an OSD's file all its blocks: a device does not have to find any when it is written to either.
+///
+/// # Errors
+/// There is no room.
+pub fn allocate(file: &Path, bytes: u64) -> Result<()> {
+    let done = Command::new("fallocate").args(["-l", &bytes.to_string()]).arg(file).status()?;
+    ensure!(done.success(), "fallocate of {bytes} bytes for {} failed", file.display());
+    Ok(())
+}
+
+/// Prometheus endpoints of the OSDs that run.
+///
+/// # Errors
+/// One has none.
+pub fn osd_metrics(fleet: &Fleet) -> Result<Vec<SocketAddr>> {
+    let osds = fleet.daemons().filter(|(name, _)| name.starts_with("osd."));
+    let ready = osds.map(|(name, daemon)| daemon.first_line().with_context(|| format!("{name} is not ready")));
+    ready.map(|line| metrics_address(&serde_json::from_str(&line?)?)).collect()
+}
+
+fn metrics_address(ready: &Value) -> Result<SocketAddr> {
+    let address = ready["metrics"].as_str().and_then(|address| address.parse().ok());
+    address.with_context(|| format!("no metrics in {ready}"))
 }

@@ -1,7 +1,6 @@
-//! Counters of the cluster's OSDs, from its Prometheus endpoint.
+//! Counters of the cluster's OSDs, from their Prometheus endpoints.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -24,23 +23,12 @@ impl Counters {
     /// The counters of a moment ago, once they are published.
     ///
     /// # Errors
-    /// The endpoint does not answer.
-    pub fn read(metrics: SocketAddr) -> Result<Self> {
+    /// An endpoint does not answer.
+    pub fn read(osds: &[SocketAddr]) -> Result<Self> {
         std::thread::sleep(BEAT);
-        let mut stream = TcpStream::connect(metrics).context("the metrics endpoint is not there")?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let sum = |name: &str| {
-            let name = format!("blockyard_osd_process_{name}{{");
-            let values = text.lines().filter(|line| line.starts_with(&name));
-            values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-        };
-        Ok(Self {
-            calls: sum("system_calls_total"),
-            device_writes: sum("device_writes_total"),
-            device_bytes: sum("device_written_bytes_total"),
-        })
+        let [calls, device_writes, device_bytes] =
+            totals(osds, ["system_calls_total", "device_writes_total", "device_written_bytes_total"])?;
+        Ok(Self { calls, device_writes, device_bytes })
     }
 
     /// What was counted since `before`.
@@ -51,4 +39,19 @@ impl Counters {
             device_bytes: self.device_bytes - before.device_bytes,
         }
     }
+}
+
+/// Sums of these metrics over all OSDs, as they were published last.
+///
+/// # Errors
+/// An endpoint does not answer.
+pub fn totals<const N: usize>(osds: &[SocketAddr], names: [&str; N]) -> Result<[f64; N]> {
+    let mut totals = [0.0; N];
+    for address in osds {
+        let text = e2e::metrics(*address).with_context(|| format!("no metrics from {address}"))?;
+        for (total, name) in totals.iter_mut().zip(names) {
+            *total += e2e::sum(&text, &format!("blockyard_osd_process_{name}"));
+        }
+    }
+    Ok(totals)
 }

@@ -64,9 +64,20 @@ pub fn load(path: &Path) -> Result<Vec<Row>> {
     serde_json::from_slice(&text).with_context(|| format!("{} is not what --json writes", path.display()))
 }
 
+/// An empty table.
+pub fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(header);
+    table
+}
+
+/// A cell with a number of so many decimals.
+pub fn number((number, decimals): (f64, usize)) -> Cell {
+    Cell::new(format!("{number:.decimals$}")).set_alignment(CellAlignment::Right)
+}
+
 /// Prints the table. With `baseline`, how latency ratio and CPU time compare with those of its row.
 pub fn print(rows: &[Row], baseline: &[Row]) {
-    let mut table = Table::new();
     let mut header = vec![
         "scheme",
         "case",
@@ -90,7 +101,7 @@ pub fn print(rows: &[Row], baseline: &[Row]) {
     if !baseline.is_empty() {
         header.extend(["latency/base", "cpu/base"]);
     }
-    table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(header);
+    let mut table = table(&header);
     for row in rows {
         let mut numbers = vec![
             (row.iops, 0),
@@ -114,7 +125,6 @@ pub fn print(rows: &[Row], baseline: &[Row]) {
             numbers.extend([(row.latency_ratio / old.latency_ratio, 2), (row.cpu_us() / old.cpu_us(), 2)]);
         }
         let mut cells = vec![Cell::new(&row.scheme), Cell::new(&row.case), Cell::new(&row.door)];
-        let number = |(n, digits): (f64, usize)| Cell::new(format!("{n:.digits$}")).set_alignment(CellAlignment::Right);
         cells.extend(numbers.into_iter().map(number));
         table.add_row(cells);
     }

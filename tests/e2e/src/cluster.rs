@@ -22,11 +22,16 @@ const STOP_MAX: Duration = Duration::from_secs(15);
 /// # Panics
 /// If there is none.
 pub fn scratch() -> TempDir {
-    let base = std::env::var_os("E2E_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    tempfile::Builder::new()
-        .prefix("blockyard-")
-        .tempdir_in(&base)
-        .unwrap_or_else(|e| panic!("{}: {e}", base.display()))
+    scratch_in(&std::env::var_os("E2E_DIR").map_or_else(std::env::temp_dir, PathBuf::from))
+}
+
+/// The same in a folder of one's choice.
+///
+/// # Panics
+/// If none can be made there.
+pub fn scratch_in(base: &Path) -> TempDir {
+    let made = tempfile::Builder::new().prefix("blockyard-").tempdir_in(base);
+    made.unwrap_or_else(|e| panic!("{}: {e}", base.display()))
 }
 
 /// A running `blockyard up`.
@@ -55,8 +60,16 @@ impl Cluster {
     /// # Panics
     /// If it is not ready in 15 s.
     pub fn start_with(options: &[&str]) -> Self {
+        Self::start_in(scratch(), options)
+    }
+
+    /// With its data in a folder, which goes with it.
+    ///
+    /// # Panics
+    /// As [`Self::start_with`].
+    pub fn start_in(folder: TempDir, options: &[&str]) -> Self {
         let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut cluster = Self { folder: scratch(), options, process: None, started_in: Duration::ZERO };
+        let mut cluster = Self { folder, options, process: None, started_in: Duration::ZERO };
         cluster.start_again();
         cluster
     }

@@ -125,6 +125,14 @@ impl Etcd {
         run("env", line.iter().map(String::as_str).chain(args.iter().copied()))
     }
 
+    /// The process.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("etcd runs").pid()
+    }
+
     /// Kills it as a crash would.
     ///
     /// # Panics

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::etcd::{Certificates, Etcd};
 use crate::netns::Network;
 use crate::process::Process;
-use crate::{Done, Nbd, blockyard, eventually, run, scratch};
+use crate::{Done, Nbd, blockyard, eventually, run, scratch, scratch_in};
 
 /// Longest start of a daemon. Tests run on busy machines.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -22,7 +22,7 @@ pub struct FleetOptions {
     /// OSDs, numbered from 1, each a host of its own.
     pub osds: u32,
     /// Size of their files.
-    pub osd_size: &'static str,
+    pub osd_size: String,
     /// Monitors.
     pub monitors: u32,
     /// Etcd has TLS and asks for a certificate.
@@ -31,11 +31,21 @@ pub struct FleetOptions {
     pub network: bool,
     /// Further options of every OSD.
     pub osd_options: Vec<String>,
+    /// Where its folder is made; else where those of all tests are.
+    pub folder: Option<PathBuf>,
 }
 
 impl Default for FleetOptions {
     fn default() -> Self {
-        Self { osds: 3, osd_size: "1G", monitors: 1, tls: false, network: false, osd_options: Vec::new() }
+        Self {
+            osds: 3,
+            osd_size: "1G".into(),
+            monitors: 1,
+            tls: false,
+            network: false,
+            osd_options: Vec::new(),
+            folder: None,
+        }
     }
 }
 
@@ -79,12 +89,19 @@ impl Fleet {
     /// As [`Self::start`].
     pub fn start_with_pool(options: FleetOptions, redundancy: &[&str], image_size: &str) -> Self {
         let fleet = Self::start(options);
-        fleet.blockyard(&[&["pool", "create", "default", "--pg-count", "32"], redundancy].concat()).ok();
-        fleet.blockyard(&["image", "create", "demo", "--size", image_size]).ok();
-        fleet.wait_active(30);
-        let address = fleet.nbd();
-        eventually(20, "demo is exported", || Nbd::connect(address, "demo").ok());
+        fleet.create("demo", image_size, &[&["--pg-count", "32"], redundancy].concat());
         fleet
+    }
+
+    /// Creates pool `default` with these options and an image, and waits until it is exported.
+    ///
+    /// # Panics
+    /// If something is refused or not there in time.
+    pub fn create(&self, image: &str, size: &str, pool: &[&str]) {
+        self.blockyard(&[&["pool", "create", "default"], pool].concat()).ok();
+        self.blockyard(&["image", "create", image, "--size", size]).ok();
+        self.wait_active(30);
+        eventually(20, "the image is exported", || Nbd::connect(self.nbd(), image).ok());
     }
 
     /// Only etcd.
@@ -92,7 +109,7 @@ impl Fleet {
     /// # Panics
     /// If it does not serve.
     pub fn start_etcd(options: FleetOptions) -> Self {
-        let folder = scratch();
+        let folder = options.folder.as_deref().map_or_else(scratch, scratch_in);
         let network = options.network.then(Network::make);
         let address = network.as_ref().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), Network::outside);
         let certificates = options.tls.then(|| Certificates::make(folder.path()));
@@ -134,7 +151,7 @@ impl Fleet {
     #[track_caller]
     pub fn prepare_osd(&mut self, id: u32) {
         let (file, host) = (self.osd_file_name(id), format!("host{id}"));
-        let line = ["osd", "prepare", &file, "--size", self.options.osd_size, "--host", &host, "--json"];
+        let line = ["osd", "prepare", &file, "--size", &self.options.osd_size, "--host", &host, "--json"];
         let made = self.blockyard(&line).json();
         assert_eq!(made["id"], id, "{made}");
     }
@@ -237,6 +254,11 @@ impl Fleet {
         self.daemons.get_mut(name).unwrap_or_else(|| panic!("{name} does not run"))
     }
 
+    /// The running daemons.
+    pub fn daemons(&self) -> impl Iterator<Item = (&str, &Process)> {
+        self.daemons.iter().map(|(name, process)| (name.as_str(), process))
+    }
+
     /// Takes a running daemon out.
     ///
     /// # Panics
@@ -296,6 +318,17 @@ impl Fleet {
         self.wait_status(seconds, "all placement groups serve, degraded or not", |status| {
             let count = |state: &str| status["pgs"][state].as_u64().unwrap_or_default();
             count("total") > 0 && count("active") + count("degraded") == count("total")
+        });
+    }
+
+    /// Waits until so many OSDs run and all PGs have got used to lacking the others.
+    ///
+    /// # Panics
+    /// With the status, if they do not within `seconds`.
+    #[track_caller]
+    pub fn wait_degraded(&self, seconds: u64, up: u32) {
+        self.wait_status(seconds, "the others serve", |status| {
+            status["osds"]["up"] == up && status["pgs"]["degraded"] == status["pgs"]["total"]
         });
     }
 

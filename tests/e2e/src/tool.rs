@@ -99,8 +99,9 @@ pub fn workspace() -> PathBuf {
 /// # Panics
 /// If it is not there.
 pub fn blockyard() -> PathBuf {
-    let path =
-        std::env::var_os("BLOCKYARD_BIN").map_or_else(|| workspace().join("target/release/blockyard"), PathBuf::from);
+    let beside = || Some(std::env::current_exe().ok()?.with_file_name("blockyard")).filter(|path| path.is_file());
+    let path = std::env::var_os("BLOCKYARD_BIN").map(PathBuf::from).or_else(beside);
+    let path = path.unwrap_or_else(|| workspace().join("target/release/blockyard"));
     let advice = "build it with 'cargo build --release', or name another in BLOCKYARD_BIN";
     path.canonicalize().unwrap_or_else(|e| panic!("cannot test {}: {e}: {advice}", path.display()))
 }

@@ -1,30 +1,18 @@
 //! Daemons as processes of their own, as on many machines: against real etcd, and against the store of `blockyard up`.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use e2e::{Cluster, Fleet, FleetOptions, Nbd, Random, blockyard, eventually, have, limited, run};
+use e2e::{Cluster, Fleet, FleetOptions, Nbd, Random, blockyard, eventually, have, limited, run, sample};
 use serde_json::{Value, json};
 
 const TOOLS: [&str; 3] = ["etcd", "etcdctl", "openssl"];
 
 /// Metrics of a daemon, given what it said when it was ready.
 pub fn metrics(ready: &Value) -> String {
-    let address = ready["metrics"].as_str().expect("an address of metrics");
-    let mut stream = TcpStream::connect(address).expect("metrics are served");
-    stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: x\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    assert!(text.starts_with("HTTP/1.") && text.contains(" 200 "), "{text}");
-    text
-}
-
-/// The number of a sample in Prometheus' text format.
-pub fn sample(metrics: &str, name: &str) -> Option<f64> {
-    metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    let address = ready["metrics"].as_str().and_then(|address| address.parse().ok()).expect("an address of metrics");
+    e2e::metrics(address).expect("metrics are served")
 }
 
 #[test]

@@ -11,7 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use e2e::{
-    Fleet, FleetOptions, Lane, Nbd, Pattern, Random, Slowest, can_make_networks, eventually, have, limited, skip,
+    Distribution, Fleet, FleetOptions, Lane, Nbd, Pattern, Random, Slowest, can_make_networks, eventually, have,
+    limited, skip,
 };
 
 /// Bytes of each connection's part of the image.
@@ -66,17 +67,11 @@ fn worst(meters: &[Slowest]) -> Duration {
 }
 
 /// Says how stalls are distributed, and returns the 99th percentile.
-fn judge(what: &str, stalls: &mut [Duration]) -> Duration {
-    stalls.sort_unstable();
-    let at = |percent: usize| stalls[(stalls.len() * percent).div_ceil(100).max(1) - 1];
-    println!(
-        "{what}, {} times: client stall median {:?}, 90% {:?}, 99% {:?}, all {stalls:?}",
-        stalls.len(),
-        at(50),
-        at(90),
-        at(99)
-    );
-    at(99)
+fn judge(what: &str, stalls: &[Duration]) -> Duration {
+    let all: Distribution = stalls.iter().copied().collect();
+    let (count, [median, most, worst]) = (all.count(), [0.5, 0.9, 0.99].map(|share| all.at(share)));
+    println!("{what}, {count} times: client stall median {median:?}, 90% {most:?}, 99% {worst:?}, all {stalls:?}");
+    worst
 }
 
 /// A cluster with a pool of three copies.
@@ -95,10 +90,7 @@ fn stalls(rounds: u32, out: fn(&mut Fleet, u32), back: fn(&mut Fleet, u32)) -> V
             thread::sleep(Duration::from_millis(300));
             let calm = worst(meters);
             out(fleet, id);
-            fleet.wait_status(30, "the others serve", |status| {
-                let count = |state: &str| status["pgs"][state].as_u64().unwrap_or_default();
-                status["osds"]["up"] == 2 && count("degraded") == count("total")
-            });
+            fleet.wait_degraded(30, 2);
             thread::sleep(Duration::from_millis(300));
             stalls.push(worst(meters));
             back(fleet, id);
@@ -118,8 +110,8 @@ fn a_killed_osd_stalls_clients_for_a_moment_only() {
         }
         let (rounds, bound) = if is_long() { (50, 1500) } else { (4, 5000) };
         let out = |fleet: &mut Fleet, id| fleet.kill(&format!("osd.{id}"));
-        let mut stalls = stalls(rounds, out, |fleet, id| drop(fleet.start_osd(id)));
-        let worst = judge("kill -9", &mut stalls);
+        let stalls = stalls(rounds, out, |fleet, id| drop(fleet.start_osd(id)));
+        let worst = judge("kill -9", &stalls);
         assert!(worst < Duration::from_millis(bound), "{worst:?}");
     });
 }
@@ -131,12 +123,12 @@ fn a_hung_osd_stalls_clients_for_seconds_only() {
             return;
         }
         let (rounds, bound) = if is_long() { (20, 4000) } else { (2, 10_000) };
-        let mut stalls = stalls(
+        let stalls = stalls(
             rounds,
             |fleet, id| fleet.daemon(&format!("osd.{id}")).signal("STOP"),
             |fleet, id| fleet.daemon(&format!("osd.{id}")).signal("CONT"),
         );
-        let worst = judge("SIGSTOP", &mut stalls);
+        let worst = judge("SIGSTOP", &stalls);
         assert!(worst < Duration::from_millis(bound), "{worst:?}");
     });
 }
@@ -216,7 +208,7 @@ fn an_erasure_coded_pool_does_without_two_of_six() {
         if !have(&["etcd", "etcdctl"]) {
             return;
         }
-        let options = FleetOptions { osds: 6, osd_size: "512M", ..FleetOptions::default() };
+        let options = FleetOptions { osds: 6, osd_size: "512M".into(), ..FleetOptions::default() };
         let mut fleet = Fleet::start_with_pool(options, &["--ec", "4+2", "--min-size", "4"], "32M");
         let mut lanes = lanes(2);
         under_load(&mut fleet, &mut lanes, |fleet, meters| {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use e2e::{Command, Fleet, FleetOptions, Random, eventually, have, limited};
+use e2e::{Command, Fleet, FleetOptions, Random, eventually, have, limited, sample};
 use serde_json::Value;
 
-use crate::daemons::{metrics, sample};
+use crate::daemons::metrics;
 
 const MIB: u64 = 1 << 20;
 

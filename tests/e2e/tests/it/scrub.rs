@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::time::Duration;
 
-use e2e::{Fleet, FleetOptions, Nbd, Random, eventually, have, limited};
+use e2e::{Fleet, FleetOptions, Nbd, Random, eventually, have, limited, sample};
 use serde_json::{Value, json};
 
-use crate::daemons::{metrics, sample};
+use crate::daemons::metrics;
 use crate::damage::{SECTOR, flip, places};
 
 /// Data in the image. Sectors.
@@ -14,7 +14,7 @@ const SECTORS: usize = 2048;
 const PGS: usize = 4;
 
 fn start(redundancy: &[&str], seed: u64) -> (Fleet, Vec<u8>) {
-    let fleet = Fleet::start(FleetOptions { osd_size: "256M", ..FleetOptions::default() });
+    let fleet = Fleet::start(FleetOptions { osd_size: "256M".into(), ..FleetOptions::default() });
     let count = PGS.to_string();
     fleet.blockyard(&[&["pool", "create", "default", "--pg-count", &count], redundancy].concat()).ok();
     fleet.blockyard(&["image", "create", "demo", "--size", "64M"]).ok();
