@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, bail};
 use e2e::Random;
 
 use super::Setting;
-use super::history::{Answer, History};
+use super::history::{Answer, History, Pause};
 use crate::library::Library;
 use crate::load::{self, Io, Target};
 
@@ -18,6 +18,9 @@ const DEPTH_MAX: usize = 256;
 
 /// Bytes of each operation.
 const BYTES: u32 = 4096;
+
+/// What it runs late is a pause from here on.
+const PAUSE_MIN: Duration = Duration::from_millis(2);
 
 /// How long the cluster may leave it without an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -73,7 +76,7 @@ fn watch(target: &mut impl Target, size: u64, pace: Duration, stop: &AtomicBool)
     let mut schedule = Schedule { next: Instant::now(), pace, blocks, random: Random::new(3) };
     let mut free: Vec<usize> = (0..DEPTH_MAX).collect();
     let mut in_flight = vec![(false, Instant::now()); DEPTH_MAX];
-    let (mut answers, mut done, mut limit) = (Vec::new(), Vec::new(), Instant::now() + PATIENCE);
+    let (mut history, mut done, mut limit) = (History::default(), Vec::new(), Instant::now() + PATIENCE);
     loop {
         let (now, stopped) = (Instant::now(), stop.load(Ordering::Relaxed));
         while !stopped
@@ -85,11 +88,15 @@ fn watch(target: &mut impl Target, size: u64, pace: Duration, stop: &AtomicBool)
             target.start(io);
         }
         if stopped && free.len() == DEPTH_MAX {
-            return Ok(History(answers));
+            return Ok(history);
         }
         let wait = if stopped || free.is_empty() { now + Duration::from_millis(100) } else { schedule.next };
         target.turn(wait, &mut done)?;
         let at = Instant::now();
+        let lasted = at.saturating_duration_since(wait.max(now));
+        if lasted >= PAUSE_MIN {
+            history.pauses.push(Pause { at, lasted });
+        }
         if !done.is_empty() || free.len() == DEPTH_MAX {
             limit = at + PATIENCE;
         } else if at > limit {
@@ -97,7 +104,7 @@ fn watch(target: &mut impl Target, size: u64, pace: Duration, stop: &AtomicBool)
         }
         for slot in done.drain(..) {
             let (write, due) = in_flight[slot];
-            answers.push(Answer { write, due, at });
+            history.answers.push(Answer { write, due, at });
             free.push(slot);
         }
     }

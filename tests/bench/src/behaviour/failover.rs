@@ -62,6 +62,8 @@ pub struct Failover {
     pub histogram: Vec<Range>,
     /// The longest operation of each time, in order.
     pub stalls_ms: Vec<f64>,
+    /// The longest time in which the client itself did not run, each time: the part of the machine in that.
+    pub paused_ms: Vec<f64>,
     /// The longest operation just before each time.
     pub calm_ms: Vec<f64>,
     /// The longest operation while the OSD came back.
@@ -128,10 +130,10 @@ fn fail(setting: &Setting<'_>, fleet: &mut Fleet, scheme: Scheme, failure: Failu
 }
 
 fn outcome(scheme: Scheme, failure: &'static str, rounds: &[Round], history: &History) -> Failover {
-    let longest = |span: fn(&Round) -> (Instant, Instant)| -> Vec<Duration> {
-        rounds.iter().map(span).map(|(from, to)| history.longest(from, to)).collect()
-    };
-    let stalls = longest(|round| (round.failed, round.served));
+    let stalls: Vec<_> = rounds.iter().map(|round| history.longest(round.failed, round.served)).collect();
+    let calm = rounds.iter().map(|round| history.longest_answered(round.calm, round.failed));
+    let back = rounds.iter().map(|round| history.longest(round.served, round.whole));
+    let paused = rounds.iter().map(|round| history.longest_pause(round.failed, round.served));
     let all: Distribution = stalls.iter().copied().collect();
     let at = |share: f64| milliseconds(&all.at(share));
     let counts = all.histogram(&ENDS_MS.map(Duration::from_millis));
@@ -147,8 +149,9 @@ fn outcome(scheme: Scheme, failure: &'static str, rounds: &[Round], history: &Hi
         max_ms: at(1.0),
         histogram: ends.zip(counts).map(|(up_to_ms, count)| Range { up_to_ms, count }).collect(),
         stalls_ms: each(stalls),
-        calm_ms: each(longest(|round| (round.calm, round.failed))),
-        return_ms: each(longest(|round| (round.served, round.whole))),
+        paused_ms: each(paused.collect()),
+        calm_ms: each(calm.collect()),
+        return_ms: each(back.collect()),
     }
 }
 
@@ -168,7 +171,8 @@ mod tests {
         let round = |at: u64| Round { calm: ms(at), failed: ms(at + 500), served: ms(at + 2000), whole: ms(at + 3000) };
         let answer = |due: u64, took: u64| Answer { write: false, due: ms(due), at: ms(due + took) };
         let answers = vec![answer(10, 2), answer(510, 900), answer(1500, 40), answer(2500, 7), answer(10_600, 70)];
-        let outcome = outcome(Scheme::Copies(3), "x", &[round(0), round(10_000)], &History(answers));
+        let outcome =
+            outcome(Scheme::Copies(3), "x", &[round(0), round(10_000)], &History { answers, pauses: Vec::new() });
         assert_eq!(outcome.stalls_ms, [900.0, 70.0]);
         assert_eq!((outcome.calm_ms, outcome.return_ms), (vec![2.0, 0.0], vec![7.0, 0.0]));
         assert_eq!((outcome.times, outcome.p50_ms, outcome.p99_ms, outcome.max_ms), (2, 70.0, 900.0, 900.0));

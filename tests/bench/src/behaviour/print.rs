@@ -8,9 +8,12 @@ use super::history::{Latency, Phase};
 use super::recovery::Recovery;
 use super::store::{Memory, Start};
 use super::up::UpStart;
+use crate::load::median;
 use crate::report::{number, table};
 
 const MIB: f64 = 1024.0 * 1024.0;
+/// What tells noise from results.
+const PAUSED: &str = "paused: the longest time in which the client itself did not run";
 /// Longest bar of a histogram. Characters.
 const BAR_MAX: usize = 40;
 
@@ -19,16 +22,22 @@ pub fn print(figures: &Figures) {
     if !figures.recovery.is_empty() {
         println!("{}", recoveries(&figures.recovery));
         println!("{}", clients(&figures.recovery));
-        println!("latencies of 4 KiB operations that one client starts at fixed times, in us, from when they are due");
+        println!(
+            "latencies of 4 KiB operations that one client starts at fixed times, in us, from when they are due; {PAUSED}"
+        );
     }
     if !figures.failover.is_empty() {
         println!("{}", failovers(&figures.failover));
-        println!("stall: the longest operation of each time; calm: just before; return: while the OSD came back. ms");
+        println!(
+            "stall: the longest operation of each time; calm: just before; return: while the OSD came back. ms; {PAUSED}"
+        );
         figures.failover.iter().for_each(|failover| println!("\n{}", histogram(failover)));
     }
     if !figures.memory.is_empty() {
         println!("{}", memory(&figures.memory));
-        println!("per TiB: extrapolated from the growth between a quarter and all of what was stored");
+        println!(
+            "per TiB: extrapolated; growth between a quarter and all of what was stored, and what a start with it takes more than without"
+        );
     }
     if !figures.starts.is_empty() {
         println!("{}", starts(&figures.starts));
@@ -78,12 +87,13 @@ fn clients(recoveries: &[Recovery]) -> Table {
         "p50",
         "p99",
         "max",
+        "paused",
     ]);
     for r in recoveries {
         for phase in &r.phases {
-            let Phase { phase, seconds, read, write } = phase;
+            let Phase { phase, seconds, read, write, paused_us } = phase;
             let mut cells = vec![r.scheme.as_str().into(), r.what.into(), phase.as_str().into(), number((*seconds, 1))];
-            cells.extend([read, write].into_iter().flat_map(latency).map(number));
+            cells.extend([read, write].into_iter().flat_map(latency).chain([(*paused_us, 0)]).map(number));
             table.add_row(cells);
         }
     }
@@ -103,17 +113,17 @@ fn failovers(failovers: &[Failover]) -> Table {
         "p90",
         "p99",
         "max",
+        "paused max",
         "calm median",
         "return median",
         "return max",
     ]);
     for f in failovers {
         let mut cells = vec![f.scheme.as_str().into(), f.failure.into(), number((f.times as f64, 0))];
-        let calm = crate::load::median(f.calm_ms.clone());
-        let (back, longest) =
-            (crate::load::median(f.return_ms.clone()), f.return_ms.iter().copied().fold(0.0, f64::max));
-        cells.extend([f.p50_ms, f.p90_ms, f.p99_ms, f.max_ms].map(|ms| number((ms, 0))));
-        cells.extend([calm, back, longest].map(|ms| number((ms, 1))));
+        let max = |times: &[f64]| times.iter().copied().fold(0.0, f64::max);
+        let (calm, back) = (median(f.calm_ms.clone()), median(f.return_ms.clone()));
+        cells.extend([f.p50_ms, f.p90_ms, f.p99_ms, f.max_ms, max(&f.paused_ms)].map(|ms| number((ms, 0))));
+        cells.extend([calm, back, max(&f.return_ms)].map(|ms| number((ms, 1))));
         table.add_row(cells);
     }
     table
@@ -144,15 +154,18 @@ fn memory(memories: &[Memory]) -> Table {
         "full",
         "after a start",
         "tables MiB: full",
-        "resident GiB per TiB",
-        "tables GiB per TiB",
+        "GiB per TiB: growth",
+        "of tables",
+        "after a start",
     ]);
     for m in memories {
         let (Some(empty), Some(full)) = (m.points.first(), m.points.last()) else { continue };
         let mut cells = vec![m.shape.into(), number((m.stored_bytes as f64 / MIB, 0)), number((m.objects as f64, 0))];
         let sizes = [empty.resident_bytes, full.resident_bytes, m.resident_after_start, full.tables_bytes];
         cells.extend(sizes.map(|bytes| number((bytes as f64 / MIB, 1))));
-        cells.extend([m.resident_gib_per_tib, m.tables_gib_per_tib].map(|gib| number((gib, 2))));
+        cells.extend(
+            [m.resident_gib_per_tib, m.tables_gib_per_tib, m.after_start_gib_per_tib].map(|gib| number((gib, 2))),
+        );
         table.add_row(cells);
     }
     table
@@ -193,6 +206,7 @@ mod tests {
             max_ms: 0.0,
             histogram: counts.map(|(up_to_ms, count)| Range { up_to_ms, count }).into(),
             stalls_ms: Vec::new(),
+            paused_ms: Vec::new(),
             calm_ms: Vec::new(),
             return_ms: Vec::new(),
         };

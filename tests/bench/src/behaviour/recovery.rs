@@ -204,7 +204,7 @@ fn is_whole(fleet: &Fleet) -> bool {
 fn span(progress: &[Progress]) -> (Instant, Instant) {
     let changes = || progress.windows(2).filter(|pair| pair[0].bytes != pair[1].bytes);
     let begin = progress.first().map_or_else(Instant::now, |first| first.at);
-    (changes().next().map_or(begin, |pair| pair[0].at), changes().last().map_or(begin, |pair| pair[1].at))
+    (changes().next().map_or(begin, |pair| pair[0].at), changes().next_back().map_or(begin, |pair| pair[1].at))
 }
 
 #[cfg(test)]

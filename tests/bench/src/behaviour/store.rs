@@ -80,6 +80,8 @@ pub struct Memory {
     pub tables_gib_per_tib: f64,
     /// Resident memory after a start with all that, before anything is written. Bytes.
     pub resident_after_start: u64,
+    /// How much more that is than that of an empty store, for each TiB, extrapolated. GiB.
+    pub after_start_gib_per_tib: f64,
 }
 
 /// Memory at a moment.
@@ -123,9 +125,9 @@ pub fn measure(setting: &Setting<'_>) -> Result<(Vec<Memory>, Vec<Start>)> {
         }
         let points = store.fill()?;
         starts.push(store.starts(&STOP)?);
-        let resident = cpu::resident(store.fleet.daemon(OSD).pid()).context("the OSD is gone")?;
+        let after_start = store.point()?;
         starts.push(store.starts(&KILL)?);
-        memory.push(store.memory(points, resident)?);
+        memory.push(store.memory(points, after_start)?);
     }
     Ok((memory, starts))
 }
@@ -183,16 +185,20 @@ impl<'a> Store<'a> {
         Ok(MemoryPoint { stored_bytes: used as u64, resident_bytes, tables_bytes: tables as u64 })
     }
 
-    fn memory(&self, points: Vec<MemoryPoint>, resident_after_start: u64) -> Result<Memory> {
+    fn memory(&self, points: Vec<MemoryPoint>, after_start: MemoryPoint) -> Result<Memory> {
         let [objects] = totals(&osd_metrics(&self.fleet)?, ["objects"])?;
-        let growth = |of: fn(&MemoryPoint) -> u64| growth_per_tib(&points, of);
+        // Until the first part is written, buffers are taken that are used again later.
+        let written = points.get(1).zip(points.last());
+        let growth = |of: fn(&MemoryPoint) -> u64| written.map_or(0.0, |(from, to)| growth_per_tib(from, to, of));
+        let resident = |point: &MemoryPoint| point.resident_bytes;
         Ok(Memory {
             shape: self.shape.name(),
-            stored_bytes: points.last().map_or(0, |point| point.stored_bytes),
+            stored_bytes: after_start.stored_bytes,
             objects: objects as u64,
-            resident_gib_per_tib: growth(|point| point.resident_bytes),
+            resident_gib_per_tib: growth(resident),
             tables_gib_per_tib: growth(|point| point.tables_bytes),
-            resident_after_start,
+            resident_after_start: after_start.resident_bytes,
+            after_start_gib_per_tib: points.first().map_or(0.0, |empty| growth_per_tib(empty, &after_start, resident)),
             points,
         })
     }
@@ -241,10 +247,8 @@ impl<'a> Store<'a> {
     }
 }
 
-/// What grows by so much with the data: GiB for each TiB, from after the first part to the end.
-fn growth_per_tib(points: &[MemoryPoint], of: fn(&MemoryPoint) -> u64) -> f64 {
-    // Until the first part is written, buffers are taken that are used again later.
-    let (Some(from), Some(to)) = (points.get(1), points.last()) else { return 0.0 };
+/// By how much something grew with the data: GiB for each TiB.
+fn growth_per_tib(from: &MemoryPoint, to: &MemoryPoint, of: fn(&MemoryPoint) -> u64) -> f64 {
     let data = to.stored_bytes.saturating_sub(from.stored_bytes).max(1) as f64;
     (of(to) as f64 - of(from) as f64) / data * 1024.0
 }
@@ -273,14 +277,14 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_counted_from_the_first_part_on() {
+    fn growth_is_in_proportion_to_the_data() {
         let point = |gib: u64, resident_mib: u64| MemoryPoint {
             stored_bytes: gib << 30,
             resident_bytes: resident_mib << 20,
             tables_bytes: 0,
         };
-        let points = [point(0, 10), point(1, 60), point(2, 61), point(5, 64)];
-        assert_eq!(growth_per_tib(&points, |point| point.resident_bytes), 1.0);
-        assert_eq!(growth_per_tib(&points[..1], |point| point.resident_bytes), 0.0);
+        let growth = |from, to| growth_per_tib(&from, &to, |point| point.resident_bytes);
+        assert_eq!((growth(point(1, 60), point(5, 64)), growth(point(1, 60), point(3, 50))), (1.0, -5.0));
+        assert_eq!(growth(point(1, 60), point(1, 60)), 0.0);
     }
 }
