@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster_proto::map::{ClusterMap, Interval, Member, PgMap, PoolConfig, Scheme, keys};
+use cluster_proto::map::{Activation, ClusterMap, Interval, Member, PgMap, PoolConfig, Scheme, keys};
 use cluster_proto::{Epoch, OsdId, PgId, PgScope, PoolId};
 
 use crate::interval::{self, Running};
@@ -106,7 +106,7 @@ pub fn plan(map: &ClusterMap, running: &Running, usable: &BTreeSet<OsdId>) -> Pl
             format!("pool {pool} has PGs but no configuration: write {} again", keys::pool(*pool)),
         ));
     }
-    let mut may_move = moves_allowed(map);
+    let mut may_move = moves_allowed(map, running);
     for (id, pool) in &map.pools {
         let shape = Shape::of(map, *id, pool);
         check_pool(map, *id, pool, &shape, &mut plan.problems);
@@ -232,14 +232,17 @@ fn renumbered(map: &ClusterMap, id: PoolId, numbers: &[u32]) -> ClusterMap {
     after
 }
 
-/// PGs that may begin to move now.
-fn moves_allowed(map: &ClusterMap) -> usize {
+/// PGs that may begin to move now: those that do are less than the settings allow by so many. A PG of which nothing is lacking but a member
+/// that does not run is not moving: it may be what has to move.
+fn moves_allowed(map: &ClusterMap, running: &Running) -> usize {
     if map.settings.rebalance_paused {
         return 0;
     }
     let is_moving = |(pg, present): &(&PgId, &PgMap)| {
         let record = map.activations.get(pg).filter(|record| record.epoch == present.epoch);
-        record.is_none_or(|record| present.target.iter().any(|osd| !record.complete.contains(osd)))
+        let gets_data =
+            |osd: &OsdId, record: &Activation| running.alive.contains_key(osd) && !record.complete.contains(osd);
+        record.is_none_or(|record| present.target.iter().any(|osd| gets_data(osd, record)))
     };
     (map.settings.moving_pgs_max as usize).saturating_sub(map.pgs.iter().filter(is_moving).count())
 }

@@ -228,6 +228,29 @@ fn weight_moves_pgs_and_their_data_stays_reachable() {
 }
 
 #[test]
+fn data_of_a_dead_osd_moves_however_many_pgs_lack_it() {
+    let mut map = cluster(4, 3);
+    map.settings.moving_pgs_max = 2;
+    (1..=3).for_each(|id| start(&mut map, id, 1));
+    map.osd_configs.remove(&OsdId(4));
+    settle(&mut map);
+    map.osds.remove(&OsdId(1));
+    settle(&mut map);
+    assert!(map.pgs.values().all(|present| present.target.contains(&OsdId(1)) && members(present).len() == 2));
+    // All of them lack it, more than may move at a time. An empty OSD takes its place, and it gets no data any more.
+    map.osd_configs.insert(OsdId(4), OsdConfig::new(1.0));
+    map.osd_configs.get_mut(&OsdId(1)).unwrap().reweight = 0.0;
+    start(&mut map, 4, 1);
+    let moved = |map: &ClusterMap| map.pgs.values().filter(|present| present.target.contains(&OsdId(4))).count();
+    let begun = plan(&map);
+    apply(&mut map, &begun);
+    assert_eq!(moved(&map), 2, "so many at a time");
+    assert!(plan(&map).changes.is_empty(), "the next begin when these have their data");
+    settle(&mut map);
+    assert_eq!(moved(&map), 16);
+}
+
+#[test]
 fn only_intervals_that_were_activated_enter_the_history() {
     let mut map = cluster(3, 3);
     (1..=3).for_each(|id| start(&mut map, id, 1));
