@@ -230,7 +230,7 @@ fn weight_moves_pgs_and_their_data_stays_reachable() {
 #[test]
 fn data_of_a_dead_osd_moves_however_many_pgs_lack_it() {
     let mut map = cluster(4, 3);
-    map.settings.moving_pgs_max = 2;
+    map.settings.moving_pgs_max = 4;
     (1..=3).for_each(|id| start(&mut map, id, 1));
     map.osd_configs.remove(&OsdId(4));
     settle(&mut map);
@@ -244,7 +244,7 @@ fn data_of_a_dead_osd_moves_however_many_pgs_lack_it() {
     let moved = |map: &ClusterMap| map.pgs.values().filter(|present| present.target.contains(&OsdId(4))).count();
     let begun = plan(&map);
     apply(&mut map, &begun);
-    assert_eq!(moved(&map), 2, "so many at a time");
+    assert_eq!(moved(&map), 4, "so many at a time");
     assert!(plan(&map).changes.is_empty(), "the next begin when these have their data");
     settle(&mut map);
     assert_eq!(moved(&map), 16);

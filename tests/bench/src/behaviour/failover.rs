@@ -24,7 +24,7 @@ const OSD_BYTES: u64 = 512 << 20;
 /// How long all is left alone before something fails, and after the others serve.
 const CALM: Duration = Duration::from_millis(500);
 /// Upper ends of the histogram's ranges. Milliseconds.
-const ENDS_MS: [u64; 12] = [50, 100, 200, 300, 400, 600, 800, 1000, 1500, 2000, 4000, 8000];
+const ENDS_MS: [u64; 13] = [50, 100, 200, 300, 400, 600, 800, 1000, 1500, 2000, 3000, 4000, 8000];
 
 /// How an OSD fails, and how it comes back.
 #[derive(Clone, Copy)]
