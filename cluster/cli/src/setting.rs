@@ -36,12 +36,13 @@ pub struct Setting {
 }
 
 /// All settings, in the order in which they are shown. Bounds and defaults are [`ClusterSettings`]'.
-const SETTINGS: [Setting; 10] = [
+const SETTINGS: [Setting; 11] = [
     Setting { name: "near-full-ratio", kind: Kind::Ratio },
     Setting { name: "full-ratio", kind: Kind::Ratio },
     Setting { name: "down-out-seconds", kind: Kind::Seconds },
     Setting { name: "recovery-paused", kind: Kind::Switch },
     Setting { name: "recovery-objects-max", kind: Kind::Count },
+    Setting { name: "recovery-share", kind: Kind::Ratio },
     Setting { name: "recovery-bytes-per-second-max", kind: Kind::Rate },
     Setting { name: "rebalance-paused", kind: Kind::Switch },
     Setting { name: "moving-pgs-max", kind: Kind::Count },

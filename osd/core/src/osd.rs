@@ -320,6 +320,12 @@ impl Osd {
     /// The time [`Osd::poll_timeout`] named has come.
     pub fn handle_timeout(&mut self, now: Millis, shard: &mut dyn ShardIndex) {
         self.handle_clock(now * 1_000);
+        if self.recovery.rest_ends().is_some_and(|end| end <= now) {
+            self.recovery_rested();
+        }
+        if now < self.tick {
+            return self.start_ready(shard);
+        }
         self.tick = now + TICK_MS;
         for link in self.links.expired(now) {
             self.forget_caller(link);
@@ -327,7 +333,7 @@ impl Osd {
         }
         self.poll_links(now, shard);
         let (objects, bytes) = (self.stats.recovered_objects, self.stats.recovered_bytes);
-        self.recovery.tick(now, self.held.len(), objects, bytes);
+        self.recovery.tick(now, self.stats.reads + self.stats.writes, objects, bytes);
         self.poll_pgs(now, shard);
         self.poll_scrubs(now, shard);
         self.poll_purge(shard);
@@ -346,7 +352,7 @@ impl Osd {
 
     /// When to call [`Osd::handle_timeout`].
     pub fn poll_timeout(&self) -> Millis {
-        self.tick
+        self.recovery.rest_ends().map_or(self.tick, |end| end.min(self.tick))
     }
 
     // ---- queries

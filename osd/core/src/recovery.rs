@@ -137,10 +137,18 @@ impl Osd {
         self.recover_more(id);
     }
 
+    /// Goes on with recoveries that waited for the end of a rest.
+    pub(crate) fn recovery_rested(&mut self) {
+        self.recovery.rested();
+        let incomplete: Vec<PgId> =
+            self.pgs.iter().filter(|(_, pg)| !pg.missing.is_empty()).map(|(id, _)| *id).collect();
+        incomplete.into_iter().for_each(|id| self.recover_more(id));
+    }
+
     fn recover_more(&mut self, id: PgId) {
         loop {
             let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_active() && pg.recoveries < PER_PG) else { return };
-            if !self.recovery.has_room() {
+            if !self.recovery.has_room(self.now_us) {
                 return;
             }
             let Some(object) = pg.next_missing() else { return };
@@ -425,6 +433,7 @@ impl Osd {
         let Some(op) = self.ops.remove(id) else { return };
         let Kind::Recovery(recovery) = op.kind else { return };
         self.recovery.end(recovery.estimate);
+        self.recovery.rest(op.began_us, self.now_us);
         let Some(pg) = self.pgs.get_mut(&op.pg) else { return };
         pg.recoveries -= 1;
         if let Some(missing) = pg.missing.get_mut(&recovery.object) {

@@ -19,9 +19,11 @@ pub struct ClusterSettings {
     pub recovery_paused: bool,
     /// Whether objects that have all copies, but not where they should be, stay there for now. Default: they move.
     pub rebalance_paused: bool,
-    /// Objects that one OSD, as primary, recovers or moves at the same time; a quarter of them while it serves clients. 1 to 256,
+    /// Objects that one OSD, as primary, recovers or moves at the same time; one for each 16 of them while it serves clients. 1 to 256,
     /// default 16.
     pub recovery_objects_max: u32,
+    /// The share of the time in which an OSD that serves clients recovers or moves objects: after each it rests. 0.01 to 1, default 0.25.
+    pub recovery_share: f64,
     /// Bytes per second that one OSD, as primary, recovers or moves; none (the default): as many as clients leave. At least 1 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery_bytes_per_second_max: Option<u64>,
@@ -44,6 +46,7 @@ impl Default for ClusterSettings {
             recovery_paused: false,
             rebalance_paused: false,
             recovery_objects_max: 16,
+            recovery_share: 0.25,
             recovery_bytes_per_second_max: None,
             scrub_interval_seconds: 86_400,
             deep_scrub_interval_seconds: 604_800,
@@ -83,6 +86,8 @@ impl ClusterSettings {
                 format!("{name} is {seconds}: give 60 to 31536000, or 0 for never")
             })?;
         }
+        let share = self.recovery_share;
+        SchemaError::check((0.01..=1.0).contains(&share), || format!("recovery-share is {share}: give 0.01 to 1"))?;
         let rate = self.recovery_bytes_per_second_max;
         SchemaError::check(rate.is_none_or(|rate| rate >= 1 << 20), || {
             format!("recovery-bytes-per-second-max is {}: give at least 1048576, or nothing", rate.unwrap_or_default())
@@ -110,6 +115,7 @@ mod tests {
         assert!(fault(r#"{"near-full-ratio":0.96}"#).contains("less than full-ratio"));
         assert!(fault(r#"{"down-out-seconds":1}"#).contains("10 to 604800"));
         assert!(fault(r#"{"recovery-objects-max":0}"#).contains("1 to 256"));
+        assert!(fault(r#"{"recovery-share":0.0}"#).contains("0.01 to 1"));
         assert!(fault(r#"{"moving-pgs-max":0}"#).contains("1 to 65536"));
         assert!(fault(r#"{"scrub-interval-seconds":59}"#).contains("60 to 31536000, or 0"));
         assert!(
