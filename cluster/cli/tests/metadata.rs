@@ -136,7 +136,7 @@ fn settings_are_changed_one_by_one() {
     assert!(ls.contains("down-out-seconds") && ls.contains("2 min") && ls.contains("osd/1 {"), "{ls}");
     let ls = cluster.run(&["config", "ls", "--json"]).json();
     assert_eq!(ls["settings"], json!({"down-out-seconds": 120, "near-full-ratio": 0.8}));
-    assert_eq!(ls["all-settings"].as_array().map(Vec::len), Some(10));
+    assert_eq!(ls["all-settings"].as_array().map(Vec::len), Some(11));
 
     // Many at once: none undoes another's.
     std::thread::scope(|scope| {
