@@ -289,11 +289,15 @@ impl Monitor {
 fn summary(plan: &Plan) -> String {
     let created = plan.changes.iter().filter(|change| change.map.epoch.0 == 1).count();
     let split = plan.changes.iter().filter(|change| !change.parts().is_empty()).count();
-    let renewed = plan.changes.len() - created;
-    match (created, renewed) {
-        (0, renewed) if split > 0 => format!("{split} PGs are split, {} begin a new interval", renewed - split),
-        (created, 0) => format!("created {created} PGs"),
-        (0, renewed) => format!("{renewed} PGs begin a new interval"),
-        (created, renewed) => format!("created {created} PGs, {renewed} PGs begin a new interval"),
-    }
+    let merging = plan.changes.iter().filter(|change| !change.merged().is_empty());
+    let (whole, merged) = merging.fold((0, 0), |(whole, all), change| (whole + 1, all + 1 + change.merged().len()));
+    let renewed = plan.changes.len() - created - split - whole;
+    let what = [
+        (created, format!("created {created} PGs")),
+        (split, format!("{split} PGs are split")),
+        (whole, format!("{merged} PGs become {whole}")),
+        (renewed, format!("{renewed} PGs begin a new interval")),
+    ];
+    let what: Vec<String> = what.into_iter().filter(|(count, _)| *count > 0).map(|(_, text)| text).collect();
+    what.join(", ")
 }

@@ -238,10 +238,10 @@ pub enum PoolCommand {
     Ls,
     /// Create a pool
     Create(PoolCreate),
-    /// Split the placement groups of a pool, so that there are more of them
+    /// Split or merge the placement groups of a pool, so that there are more or fewer of them
     ///
-    /// Returns at once: the monitor splits them one after the other, while they serve, and then spreads them over the OSDs. The number
-    /// can be raised to a multiple; it cannot be lowered.
+    /// Returns at once: the monitor splits them one after the other, while they serve, and then spreads them over the OSDs; or it moves
+    /// those that become one to the same OSDs, and merges them. The number can be raised to a multiple, and lowered to a divisor.
     SetPgCount {
         /// Its name.
         name: String,

@@ -120,11 +120,11 @@ fn weights_and_tags_are_changed_without_touching_the_rest() {
 }
 
 #[test]
-fn the_number_of_pgs_is_raised_to_a_multiple() {
+fn the_number_of_pgs_becomes_a_multiple_or_a_divisor() {
     let cluster = Cluster::start();
     cluster.serve_pgs();
     let set = |args: &[&str]| cluster.run(&[&["pool", "set-pg-count"], args].concat());
-    for (count, why) in [("1", "not brought together"), ("3", "multiple of 2"), ("2", "has 2 already")] {
+    for (count, why) in [("0", "equally many"), ("3", "multiple of 2"), ("2", "has 2 already")] {
         let refused = set(&["default", count]);
         assert_eq!(refused.code, 2);
         assert!(refused.stderr.contains(why), "{}", refused.stderr);
@@ -139,6 +139,10 @@ fn the_number_of_pgs_is_raised_to_a_multiple() {
     assert!(done.stdout.contains("4 placement groups instead of 2"), "{}", done.stdout);
     assert!(cluster.run(&["pool", "ls"]).stdout.contains("2 of 4"), "they are split by the monitor");
     assert_eq!(set(&["default", "6"]).code, 2, "what shall be counts");
+    assert_eq!(set(&["default", "1", "--dry-run", "--json"]).json()["pg-count"], json!(1));
+    assert!(set(&["default", "1"]).stdout.contains("1 placement groups instead of 4"));
+    assert!(cluster.run(&["pool", "ls"]).stdout.contains("2 of 1"), "they are merged by the monitor");
+    assert_eq!(set(&["default", "3"]).code, 2, "so does what there is");
 }
 
 #[test]

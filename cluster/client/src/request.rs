@@ -225,7 +225,11 @@ impl Client {
     /// Where a part's request goes, as far as the map says.
     fn target(&self, part: &Part) -> Option<Target> {
         let pool = self.map.pools.get(&part.object.pool)?;
-        let pg = if let Role::Sync { pg, .. } = part.role { pg } else { self.map.pg_of(&part.object)? };
+        let pg = match part.role {
+            Role::Sync { pg, .. } if self.map.pgs.contains_key(&pg) => pg,
+            // Of a PG that was merged into another nothing is left to sync: all of it is repeated there. Any answer ends it.
+            _ => self.map.pg_of(&part.object)?,
+        };
         let map = self.map.pgs.get(&pg)?;
         let removes = match &part.request {
             RequestOp::Delete => true,

@@ -274,7 +274,9 @@ impl Client {
     pub(crate) fn keep(&mut self, id: PartId) {
         let Some(part) = self.parts.get(id) else { return };
         let (Some(sectors), Some(epoch)) = (part.request.sectors(), part.epoch) else { return };
-        let Some((pg, present)) = self.pg_of(&part.object) else { return self.window.remove(part.seq) };
+        let Some(pool) = self.map.pools.get(&part.object.pool) else { return self.window.remove(part.seq) };
+        // If its PG was just split or merged, we have yet to hear which it is: then it is repeated there.
+        let (pg, present) = self.pg_of(&part.object).unwrap_or((part.object.pg(pool.pg_count), Some(Epoch(0))));
         self.unsynced.last_stamp += 1;
         let kept = Kept {
             object: part.object,

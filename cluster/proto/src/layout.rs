@@ -95,16 +95,15 @@ impl PgScope {
         (first..count).step_by(step as usize).map(move |index| PgId { pool, index })
     }
 
-    /// Whether the objects of this PG may have been another one's earlier, when there were fewer PGs.
-    pub fn may_come_from(&self, pg: PgId) -> bool {
-        // The largest number of PGs that leads from one to the other must have the other among them.
-        let common = |mut a: u32, mut b: u32| {
-            while b != 0 {
-                (a, b) = (b, a % b);
-            }
-            a
-        };
-        pg.pool == self.pg.pool && pg.index < self.pg.index && common(self.pg.index - pg.index, self.count) > pg.index
+    /// Whether an object may be in both PGs. Of two maps of which that is so, the one with the higher epoch is the later one.
+    pub fn intersects(&self, other: PgScope) -> bool {
+        let step = common_factor(self.count, other.count).max(1);
+        self.pg.pool == other.pg.pool && self.pg.index % step == other.pg.index % step
+    }
+
+    /// The PG of which there are `count`, a divisor of this one's number, that has the objects of this one and others.
+    pub fn whole(&self, count: u32) -> PgScope {
+        PgScope { pg: PgId { pool: self.pg.pool, index: self.pg.index % count.max(1) }, count }
     }
 
     /// Whether a PG, of which there are `count`, was part of this one.
@@ -113,6 +112,14 @@ impl PgScope {
             && part.count.is_multiple_of(self.count)
             && part.pg.index % self.count == self.pg.index
     }
+}
+
+/// The greatest common divisor.
+const fn common_factor(mut a: u32, mut b: u32) -> u32 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
 }
 
 /// A stretch of a request that lies in one object.
@@ -196,10 +203,14 @@ mod tests {
         let parts: Vec<_> = whole.parts(12).map(|pg| PgScope { pg, count: 12 }).collect();
         assert_eq!(parts.iter().map(|part| part.pg.index).collect::<Vec<_>>(), [3, 7, 11]);
         assert!(parts.iter().all(|part| whole.includes(*part) && !part.includes(whole)));
-        let origins =
-            |part: PgScope| (0..12).filter(|index| part.may_come_from(PgId { pool, index: *index })).collect();
-        let found: Vec<Vec<u32>> = parts.iter().map(|part| origins(*part)).collect();
-        assert_eq!(found, [vec![0, 1], vec![0, 1, 3], vec![0, 1, 2, 3, 5]]);
+        assert!(parts.iter().all(|part| part.whole(4) == whole && whole.intersects(*part) && part.intersects(whole)));
+        assert!(!parts[0].intersects(parts[1]));
+        let other = |index, count| PgScope { pg: PgId { pool, index }, count };
+        let shared = |a: PgScope, b: PgScope| (0..60).any(|n| n % a.count == a.pg.index && n % b.count == b.pg.index);
+        for (index, count) in (1..=6).flat_map(|count| (0..count).map(move |index| (index, count))) {
+            assert_eq!(whole.intersects(other(index, count)), shared(whole, other(index, count)), "{index} of {count}");
+        }
+        assert!(!whole.intersects(PgScope { pg: PgId { pool: PoolId(2), index: 3 }, count: 4 }));
         assert!(!whole.includes(PgScope { pg: PgId { pool, index: 2 }, count: 12 }));
         let mut inside = 0;
         for (lineage, index) in (1..40).flat_map(|lineage| (0..40).map(move |index| (lineage, index))) {

@@ -11,7 +11,7 @@ use crate::fullness::fullness_problems;
 use crate::interval::Running;
 use crate::plan::{plan, usable};
 use crate::problem::{Problem, ProblemCode, count, list};
-use crate::split::count_of;
+use crate::split::{count_of, share};
 
 /// What a PG does, as the cluster state shows it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -72,10 +72,10 @@ impl PgCounts {
         for (pg, present) in map.pgs.range(all()) {
             counts.add(pg_state(map, *pg, present), 1);
         }
-        // Each of n PGs has an n-th of the objects: what is not split yet has those of several.
+        // Each of n PGs has an n-th of the objects, however many there shall be.
         let missing = config.map_or(0, |pool| {
-            let share = |present: &PgMap| pool.pg_count / count_of(present, pool).max(1);
-            map.pgs.range(all()).fold(pool.pg_count, |missing, (_, present)| missing.saturating_sub(share(present)))
+            let (has, all) = share(map.pgs.range(all()).map(|(_, present)| count_of(present, pool)));
+            (all.saturating_sub(has) * u64::from(pool.pg_count)).div_ceil(all)
         });
         counts.add(PgState::Creating, missing as usize);
         counts

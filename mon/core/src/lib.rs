@@ -9,6 +9,7 @@ pub mod fullness;
 pub mod health;
 mod interval;
 pub mod liveness;
+mod merge;
 pub mod placement;
 mod plan;
 mod problem;

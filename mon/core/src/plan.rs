@@ -6,9 +6,10 @@ use cluster_proto::map::{Activation, ClusterMap, Interval, Member, PgMap, PoolCo
 use cluster_proto::{Epoch, OsdId, PgId, PgScope, PoolId};
 
 use crate::interval::{self, Running};
+use crate::merge::{Group, Step, groups, same_osds};
 use crate::placement::{preferred_primaries, targets};
 use crate::problem::{Problem, ProblemCode, count, list};
-use crate::split::{Split, count_of, is_ready, next_count, splits_allowed};
+use crate::split::{Split, changes_allowed, count_of, is_ready, next_count, share};
 
 /// A new interval of one PG.
 ///
@@ -27,15 +28,20 @@ pub struct PgChange {
     pub registered: BTreeSet<OsdId>,
     /// The PG is split with this interval.
     split: Option<Split>,
+    /// PGs that become part of this one with this interval.
+    merged: Vec<PgId>,
+    /// PGs of which this one may have become part, so that it is not missing.
+    wholes: Vec<PgId>,
 }
 
 impl PgChange {
     /// Keys that must not have changed since the map was read. Registrations are among them because a run is taken for over when its OSD
     /// is registered in another one: that must be the later one.
     pub fn unchanged(&self) -> impl Iterator<Item = String> {
-        let own = [keys::pg_map(self.pg), keys::pg_activation(self.pg)];
-        let parts = self.parts().iter().map(|part| keys::pg_map(*part));
-        own.into_iter().chain(parts).chain(self.registered.iter().map(|osd| keys::osd(*osd)))
+        let own = [&self.pg].into_iter().chain(&self.merged);
+        let own = own.flat_map(|pg| [keys::pg_map(*pg), keys::pg_activation(*pg)]);
+        let others = self.parts().iter().chain(&self.wholes).map(|pg| keys::pg_map(*pg));
+        own.chain(others).chain(self.registered.iter().map(|osd| keys::osd(*osd)))
     }
 
     /// PGs that come into being with this change, each with objects that were this one's.
@@ -43,12 +49,17 @@ impl PgChange {
         self.split.as_ref().map_or(&[], |split| &split.parts)
     }
 
+    /// PGs that cease to be with this change, because this one has their objects from then on.
+    pub fn merged(&self) -> &[PgId] {
+        &self.merged
+    }
+
     fn new(pg: PgId, map: PgMap, history: Option<Vec<Interval>>, running: &Running) -> Self {
         let members = map.members().map(|(_, member)| member.osd);
         let registered =
             members.chain(map.dead.iter().map(|run| run.osd)).filter(|osd| running.alive.contains_key(osd));
         let registered = registered.collect();
-        PgChange { pg, map, history, registered, split: None }
+        PgChange { pg, map, history, registered, split: None, merged: Vec::new(), wholes: Vec::new() }
     }
 
     /// Keys and their new values (`None`: delete).
@@ -61,6 +72,8 @@ impl PgChange {
         }
         // Maps come last: who hears of one must know the history.
         writes.extend([&self.pg].into_iter().chain(self.parts()).map(|pg| (keys::pg_map(*pg), Some(json(&self.map)))));
+        let of_pg = [keys::pg_map, keys::pg_activation, keys::pg_history];
+        writes.extend(self.merged.iter().flat_map(|pg| of_pg.map(|key| (key(*pg), None))));
         writes
     }
 }
@@ -85,11 +98,12 @@ pub struct Plan {
 /// - PGs are placed on OSDs that are in (`usable`): new ones, and others when the configuration or `usable` has changed, not more at a
 ///   time than the settings allow.
 /// - PGs of a pool that shall have more of them are split, if they serve with all their members, a few at a time.
+/// - PGs of a pool that shall have fewer are moved to the same OSDs, and those merged that have everything there, a few at a time.
 /// - The PGs of a pool are created as soon as so many members of each run that it may accept writes.
 /// - A PG whose members are not those that should serve it now gets the next epoch. If nobody could serve it, it stays as it is: its
 ///   clients wait.
 ///
-/// After the changes are applied to the map, `plan` finds none, but for PGs that had to wait for others to move or to be split.
+/// After the changes are applied to the map, `plan` finds none, but for PGs that had to wait for others to move, or to be split or merged.
 pub fn plan(map: &ClusterMap, running: &Running, usable: &BTreeSet<OsdId>) -> Plan {
     let mut plan = Plan::default();
     if map.cluster.is_none() {
@@ -112,20 +126,24 @@ pub fn plan(map: &ClusterMap, running: &Running, usable: &BTreeSet<OsdId>) -> Pl
         check_pool(map, *id, pool, &shape, &mut plan.problems);
         let placed = shape.fits.then(|| place(map, *id, pool, &shape, usable));
         let placed = placed.and_then(|placed| placed.map_err(|problem| plan.problems.push(problem)).ok());
-        let mut may_split = splits_allowed(map, pgs_of(map, *id));
-        for (pg, present) in pgs_of(map, *id).filter(|(pg, _)| pg.index < pool.pg_count) {
-            let next = next_count(count_of(present, pool), pool.pg_count);
+        let mut may_begin = changes_allowed(map, pgs_of(map, *id));
+        let groups = groups(map, *id, pool);
+        let merged = merge(map, running, pool, &groups, &mut may_begin, &mut plan);
+        for (pg, present) in pgs_of(map, *id).filter(|(pg, _)| !merged.contains(pg)) {
+            let now = count_of(present, pool);
+            let next = next_count(now, pool.pg_count).filter(|next| *next > now);
             let splits = next.filter(|_| shape.is_complete && is_ready(map, running, pg, present));
-            if let Some(next) = splits.filter(|_| may_split > 0) {
-                may_split -= 1;
+            if let Some(next) = splits.filter(|_| may_begin > 0) {
+                may_begin -= 1;
                 split(map, running, pg, pool, (present, next), &mut plan);
                 continue;
             }
             let place = placed.as_ref().and_then(|places| places.get(&pg.index));
             let wished = place.map_or(&present.target, |place| &place.target);
-            let moves = same_members(wished, &present.target) == Some(false) || present.target.is_empty();
-            // Until all are split, only what cannot stay moves: afterwards it may be in its place.
-            let can_stay = present.target.iter().all(|osd| usable.contains(osd));
+            let is_elsewhere = !wished.is_empty() && !same_osds(pool.scheme, wished, &present.target);
+            let moves = is_elsewhere || present.target.is_empty();
+            // Until all are split or merged, only what cannot stay moves, and what must be together: afterwards it may be in its place.
+            let can_stay = present.target.iter().all(|osd| usable.contains(osd)) && now <= pool.pg_count;
             let waits = splits.is_some() || (shape.pg_count != Some(pool.pg_count) && can_stay);
             let stays = waits || (moves && may_move == 0);
             let target = if stays { &present.target } else { wished };
@@ -133,6 +151,7 @@ pub fn plan(map: &ClusterMap, running: &Running, usable: &BTreeSet<OsdId>) -> Pl
             let lead = place.and_then(|place| place.lead).filter(|_| !waits);
             renew(map, running, pg, pool, (present, target, lead), &mut plan);
         }
+        align(map, running, pool, &groups, &mut may_begin, &mut plan);
         if let Some(places) = placed {
             create(map, running, (*id, shape.pg_count), pool, &places, &mut plan);
         }
@@ -155,7 +174,7 @@ fn same_members(a: &[OsdId], b: &[OsdId]) -> Option<bool> {
 
 /// How far a pool is on the way to as many PGs as it shall have.
 struct Shape {
-    /// How many there are, or shall be when all are created. None: some are split and others not.
+    /// How many there are, or shall be when all are created. None: some are split or merged and others not.
     pg_count: Option<u32>,
     /// From what there is leads a way to what shall be.
     fits: bool,
@@ -167,9 +186,8 @@ impl Shape {
     fn of(map: &ClusterMap, id: PoolId, pool: &PoolConfig) -> Self {
         let counts: BTreeSet<u32> = pgs_of(map, id).map(|(_, present)| count_of(present, pool)).collect();
         let fits = counts.iter().all(|count| leads_to(*count, pool));
-        // A PG of which there are n has an n-th of the objects.
-        let share = |present: &PgMap| u64::from(pool.pg_count / count_of(present, pool));
-        let is_complete = pgs_of(map, id).map(|(_, present)| share(present)).sum::<u64>() == u64::from(pool.pg_count);
+        let (has, all) = share(pgs_of(map, id).map(|(_, present)| count_of(present, pool)));
+        let is_complete = has == all;
         let pg_count = match counts.len() {
             0 => Some(pool.pg_count),
             1 => counts.first().copied(),
@@ -179,12 +197,13 @@ impl Shape {
     }
 }
 
-/// Whether a PG of so many is what the pool shall have, or can be split into that.
+/// Whether a PG of so many is what the pool shall have, or can be split into that or merged to it.
 fn leads_to(pg_count: u32, pool: &PoolConfig) -> bool {
     pg_count == pool.pg_count || next_count(pg_count, pool.pg_count).is_some()
 }
 
 /// Where a PG should be.
+#[derive(Clone)]
 struct Place {
     target: Vec<OsdId>,
     /// Who should lead it.
@@ -192,7 +211,7 @@ struct Place {
 }
 
 /// Places the PGs of a pool, by index. While some are split and others are not, those that there are, whatever part of the objects each has;
-/// when all are split, what is out of balance then moves.
+/// when all are split, what is out of balance then moves. Those that shall be merged are placed as one, where the first of them is.
 fn place(
     map: &ClusterMap,
     id: PoolId,
@@ -200,10 +219,15 @@ fn place(
     shape: &Shape,
     usable: &BTreeSet<OsdId>,
 ) -> Result<BTreeMap<u32, Place>, Problem> {
-    let numbers: Vec<u32> = match shape.pg_count {
-        Some(pg_count) => (0..pg_count).collect(),
-        None => pgs_of(map, id).map(|(pg, _)| pg.index).collect(),
+    let first_of = |count: u32, index: u32| match next_count(count, pool.pg_count) {
+        Some(next) if next < count => index % next,
+        _ => index,
     };
+    let firsts: BTreeMap<u32, u32> = match shape.pg_count {
+        Some(pg_count) => (0..pg_count).map(|index| (index, first_of(pg_count, index))).collect(),
+        None => pgs_of(map, id).map(|(pg, own)| (pg.index, first_of(count_of(own, pool), pg.index))).collect(),
+    };
+    let numbers: Vec<u32> = firsts.values().copied().collect::<BTreeSet<_>>().into_iter().collect();
     let renumbered = (shape.pg_count != Some(pool.pg_count)).then(|| renumbered(map, id, &numbers));
     let map = renumbered.as_ref().unwrap_or(map);
     let layout = pgs_of(map, id).map(|(pg, present)| (pg.index, present.target.clone())).collect();
@@ -211,7 +235,8 @@ fn place(
     let leading = pgs_of(map, id).map(|(pg, present)| (pg.index, present.primary)).collect();
     let leads = preferred_primaries(pool, &sets, &leading);
     let places = sets.into_iter().enumerate().map(|(at, target)| Place { target, lead: leads.get(at).copied() });
-    Ok(numbers.into_iter().zip(places).collect())
+    let places: BTreeMap<u32, Place> = numbers.into_iter().zip(places).collect();
+    Ok(firsts.into_iter().filter_map(|(index, first)| Some((index, places.get(&first)?.clone()))).collect())
 }
 
 /// The cluster as if the PGs of a pool that there are were all that there shall be.
@@ -313,6 +338,58 @@ fn split(
     plan.changes.push(PgChange { split, ..PgChange::new(pg, map_of_all, history, running) });
 }
 
+/// Merges what can be merged now. Returns those PGs, which need nothing else.
+fn merge(
+    map: &ClusterMap,
+    running: &Running,
+    pool: &PoolConfig,
+    groups: &[Group],
+    may_begin: &mut usize,
+    plan: &mut Plan,
+) -> BTreeSet<PgId> {
+    let mut merged = BTreeSet::new();
+    for group in groups {
+        if *may_begin == 0 || group.parts.iter().any(|part| merged.contains(part)) {
+            continue;
+        }
+        let (pg, others) = (group.parts[0], &group.parts[1..]);
+        if let Some(Step::Merge(whole, history)) = group.step(map, running, pool) {
+            let change = PgChange::new(pg, whole, Some(history), running);
+            plan.changes.push(PgChange { merged: others.to_vec(), ..change });
+            merged.extend(&group.parts);
+            *may_begin -= 1;
+        }
+    }
+    merged
+}
+
+/// Aligns what could be merged otherwise, and has nothing else to do.
+fn align(
+    map: &ClusterMap,
+    running: &Running,
+    pool: &PoolConfig,
+    groups: &[Group],
+    may_begin: &mut usize,
+    plan: &mut Plan,
+) {
+    let changed = plan.changes.iter().flat_map(|change| [&change.pg].into_iter().chain(&change.merged));
+    let mut touched: BTreeSet<PgId> = changed.copied().collect();
+    for group in groups {
+        if *may_begin == 0 || group.parts.iter().any(|part| touched.contains(part)) {
+            continue;
+        }
+        if let Some(Step::Align(parts)) = group.step(map, running, pool) {
+            *may_begin = may_begin.saturating_sub(parts.len());
+            for (pg, next) in parts {
+                let epoch = map.pgs.get(&pg).map_or(next.epoch, |present| present.epoch);
+                let history = past(map, pg, epoch, pool.width());
+                plan.changes.push(PgChange::new(pg, next, history, running));
+                touched.insert(pg);
+            }
+        }
+    }
+}
+
 /// The history once interval `epoch` is past: nothing new unless it may have accepted writes.
 fn past(map: &ClusterMap, pg: PgId, epoch: Epoch, width: usize) -> Option<Vec<Interval>> {
     let record = map.activations.get(&pg).filter(|record| record.epoch == epoch)?;
@@ -324,7 +401,8 @@ fn past(map: &ClusterMap, pg: PgId, epoch: Epoch, width: usize) -> Option<Vec<In
 fn check_pool(map: &ClusterMap, id: PoolId, pool: &PoolConfig, shape: &Shape, problems: &mut Vec<Problem>) {
     let width = pool.width();
     let is_strange = |(pg, present): &(PgId, &PgMap)| {
-        pg.index >= pool.pg_count || present.acting.len() > width || !leads_to(count_of(present, pool), pool)
+        let count = count_of(present, pool);
+        pg.index >= count || present.acting.len() > width || !leads_to(count, pool)
     };
     let mut strange = pgs_of(map, id).filter(is_strange);
     if let Some((first, _)) = strange.next() {
@@ -342,8 +420,11 @@ fn check_pool(map: &ClusterMap, id: PoolId, pool: &PoolConfig, shape: &Shape, pr
         ));
     }
     if shape.fits && shape.pg_count.is_none() && !shape.is_complete {
-        let message =
-            format!("pool {:?} lacks maps of PGs, while others are being split: restore {}", pool.name, keys::PGS);
+        let message = format!(
+            "pool {:?} lacks maps of PGs, while others are being split or merged: restore {}",
+            pool.name,
+            keys::PGS
+        );
         problems.push(Problem::new(ProblemCode::PoolChanged, message));
     }
 }
@@ -353,8 +434,8 @@ fn pgs_of(map: &ClusterMap, pool: PoolId) -> impl Iterator<Item = (PgId, &PgMap)
     map.pgs.range(all).map(|(pg, present)| (*pg, present))
 }
 
-/// Creates the PGs of a pool that do not exist, if enough of their members run. While PGs are being split nobody can tell which are lost and
-/// which are yet to come.
+/// Creates the PGs of a pool that do not exist, if enough of their members run. While PGs are being split or merged nobody can tell which are
+/// lost and which are yet to come, or have become part of others.
 fn create(
     map: &ClusterMap,
     running: &Running,
@@ -382,9 +463,9 @@ fn create(
         let before = past_epoch(map, pg);
         let history = past(map, pg, before, pool.width());
         let (dead, unfenced) = (Vec::new(), Vec::new());
-        let (target, pg_count) = (target.clone(), Some(pg_count));
-        let next = PgMap { epoch: before.next(), primary, acting: members, target, dead, unfenced, pg_count };
-        created.push(PgChange::new(pg, next, history, running));
+        let (epoch, target) = (before.next(), target.clone());
+        let next = PgMap { epoch, primary, acting: members, target, dead, unfenced, pg_count: Some(pg_count) };
+        created.push(PgChange { wholes: wholes(map, pg, pg_count), ..PgChange::new(pg, next, history, running) });
     }
     // All or none: PGs are placed with regard to each other.
     if waiting == 0 {
@@ -403,6 +484,13 @@ fn create(
             ),
         ));
     }
+}
+
+/// PGs there are that have the numbers of those of which this one can have become part.
+fn wholes(map: &ClusterMap, pg: PgId, pg_count: u32) -> Vec<PgId> {
+    let fewer = (1..pg_count).filter(|count| pg_count.is_multiple_of(*count));
+    let wholes: BTreeSet<_> = fewer.map(|count| PgId { index: pg.index % count, ..pg }).collect();
+    wholes.into_iter().filter(|whole| *whole != pg && map.pgs.contains_key(whole)).collect()
 }
 
 /// The highest epoch that other records tell of a PG without a map.

@@ -1,4 +1,7 @@
-//! A pool gets more PGs: each of those there are is split, in one transaction that stands for itself. docs/peering.md, "More PGs".
+//! A pool gets more PGs: each of those there are is split, in one transaction that stands for itself. docs/peering.md, "More and fewer
+//! PGs". How it gets fewer is in `merge.rs`.
+
+use std::collections::BTreeMap;
 
 use cluster_proto::PgId;
 use cluster_proto::limits::PG_COUNT_MAX;
@@ -6,8 +9,8 @@ use cluster_proto::map::{Activation, ClusterMap, Interval, PgMap, PoolConfig};
 
 use crate::interval::Running;
 
-/// PGs that one becomes in a step, at most: what is written of them has to fit one transaction.
-const PARTS_MAX: u32 = 32;
+/// PGs that one becomes, or that become one, in a step, at most: what is written of them has to fit one transaction.
+pub(crate) const PARTS_MAX: u32 = 32;
 /// PGs of a pool that may be about to begin anew at a time, so that not all of its clients pause at once.
 const AT_ONCE: usize = 16;
 
@@ -22,18 +25,25 @@ pub(crate) struct Split {
     pub record: Activation,
 }
 
-/// How many PGs there are next, on the way from `count` to `wished`. None: they are as many, or there is no way.
+/// How many PGs there are next, on the way from `count` to `wished`: more or fewer. None: they are as many, or there is no way.
 pub(crate) fn next_count(count: u32, wished: u32) -> Option<u32> {
-    let step = |count: u32| {
-        let factor = if wished.is_multiple_of(count) { wished / count } else { 1 };
-        (2..=PARTS_MAX.min(factor)).rev().find(|step| factor.is_multiple_of(*step)).map(|step| count * step)
-    };
-    let first = step(count)?;
-    let mut last = first;
-    while let Some(next) = step(last) {
-        last = next;
+    match count <= wished {
+        true if wished.is_multiple_of(count) => first_step(wished / count).map(|step| count * step),
+        false if count.is_multiple_of(wished) => first_step(count / wished).map(|step| count / step),
+        _ => None,
     }
-    (last == wished).then_some(first)
+}
+
+/// By what a number is multiplied first, if it is to become `factor` times as much in steps that are not too large. None: that is no change,
+/// or cannot be.
+fn first_step(factor: u32) -> Option<u32> {
+    let step = |factor: u32| (2..=PARTS_MAX.min(factor)).rev().find(|step| factor.is_multiple_of(*step));
+    let first = step(factor)?;
+    let mut left = factor / first;
+    while let Some(next) = step(left) {
+        left /= next;
+    }
+    (left == 1).then_some(first)
 }
 
 /// Whether the number of PGs of a pool that has `count` can be changed to `wished`.
@@ -41,19 +51,38 @@ pub(crate) fn next_count(count: u32, wished: u32) -> Option<u32> {
 /// # Errors
 /// Why not, and what is possible.
 pub fn check_pg_count(count: u32, wished: u32) -> Result<(), String> {
-    let possible = format!("give a multiple of {count}, up to {PG_COUNT_MAX}, such as {}", count.saturating_mul(2));
+    let more = format!("give a multiple of {count}, up to {PG_COUNT_MAX}, such as {}", count.saturating_mul(2));
+    let fewer = (2..=PARTS_MAX).find(|part| count.is_multiple_of(*part));
+    let fewer =
+        fewer.map_or(String::new(), |part| format!(", or a number that divides {count}, such as {}", count / part));
+    let possible = more + &fewer;
     if wished == count {
         return Err(format!("it has {count} already"));
     }
-    if wished < count {
-        return Err(format!("it has {count}, and PGs can be split but not brought together: {possible}"));
-    }
-    if wished > PG_COUNT_MAX || !wished.is_multiple_of(count) {
-        return Err(format!("PGs are split into equal parts: {possible}"));
+    let divides = wished > 0 && (wished.is_multiple_of(count) || count.is_multiple_of(wished));
+    if wished > PG_COUNT_MAX || !divides {
+        return Err(format!("PGs are split into equal parts, and equally many are merged: {possible}"));
     }
     let reachable = next_count(count, wished).is_some();
-    let why = || format!("{} has a prime factor above {PARTS_MAX}: {possible}", wished / count);
+    let why = || format!("{} has a prime factor above {PARTS_MAX}: {possible}", wished.max(count) / wished.min(count));
     reachable.then_some(()).ok_or_else(why)
+}
+
+/// The share of a pool's objects that PGs have, each of which is one of so many: a numerator and a denominator. If the numbers have nothing
+/// to do with each other: none.
+pub(crate) fn share(counts: impl Iterator<Item = u32>) -> (u64, u64) {
+    let mut of: BTreeMap<u32, u64> = BTreeMap::new();
+    counts.for_each(|count| *of.entry(count.max(1)).or_default() += 1);
+    let factor = |mut a: u64, mut b: u64| {
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    let with = |all: u64, count: u64| all / factor(all, count) * count;
+    let all =
+        of.keys().try_fold(1, |all, count| Some(with(all, (*count).into())).filter(|all| *all <= u32::MAX.into()));
+    all.map_or((0, 1), |all| (of.iter().map(|(count, n)| n * (all / u64::from(*count))).sum(), all))
 }
 
 /// Of how many PGs a PG is one.
@@ -61,14 +90,14 @@ pub(crate) fn count_of(present: &PgMap, pool: &PoolConfig) -> u32 {
     present.pg_count.unwrap_or(pool.pg_count)
 }
 
-/// Whether the PG serves with all its members: a PG is not split before, so that those which have a problem do not become many.
+/// Whether the PG serves with all its members: a PG is not split before, so that those which have a problem do not become many, nor merged.
 pub(crate) fn is_ready(map: &ClusterMap, running: &Running, pg: PgId, present: &PgMap) -> bool {
     let is_recorded = map.activations.get(&pg).is_some_and(|record| record.epoch == present.epoch);
     is_recorded && present.members().all(|(_, member)| running.member(member.osd) == Some(member))
 }
 
-/// PGs of a pool that may be split now. One at least: others may be stuck for other reasons.
-pub(crate) fn splits_allowed<'a>(map: &ClusterMap, pgs: impl Iterator<Item = (PgId, &'a PgMap)>) -> usize {
+/// PGs of a pool that may be split or merged now. One at least: others may be stuck for other reasons.
+pub(crate) fn changes_allowed<'a>(map: &ClusterMap, pgs: impl Iterator<Item = (PgId, &'a PgMap)>) -> usize {
     let is_new = |(pg, present): &(PgId, &PgMap)| map.activations.get(pg).is_none_or(|r| r.epoch != present.epoch);
     AT_ONCE.saturating_sub(pgs.filter(is_new).count()).max(1)
 }
@@ -83,9 +112,12 @@ mod tests {
         assert_eq!(next_count(64, 128), Some(128));
         assert_eq!(next_count(1, 65_536), Some(32));
         assert_eq!(next_count(8, 8 * 31 * 31), Some(8 * 31));
-        for no in [63, 100, 32, 64 * 37] {
+        for no in [63, 100, 40, 64 * 37] {
             assert_eq!(next_count(64, no), None, "{no}");
         }
+        assert_eq!(next_count(65_536, 1), Some(2_048));
+        assert_eq!(next_count(8 * 31 * 31, 8), Some(8 * 31));
+        assert_eq!((next_count(64, 16), next_count(64 * 37, 64), next_count(12, 8)), (Some(16), None, None));
     }
 
     #[test]
@@ -93,9 +125,22 @@ mod tests {
         assert_eq!(check_pg_count(64, 192), Ok(()));
         let refused = |wished| check_pg_count(64, wished).unwrap_err();
         assert!(refused(64).contains("already"));
-        assert!(refused(32).contains("not brought together: give a multiple of 64"));
-        assert!(refused(100).contains("equal parts: give a multiple of 64, up to 65536, such as 128"));
+        assert_eq!((check_pg_count(64, 32), check_pg_count(64, 1)), (Ok(()), Ok(())));
+        let possible = "give a multiple of 64, up to 65536, such as 128, or a number that divides 64, such as 32";
+        assert!([100, 48, 0].iter().all(|wished| refused(*wished).ends_with(possible)), "{}", refused(48));
+        assert!(
+            check_pg_count(37, 1)
+                .unwrap_err()
+                .ends_with("prime factor above 32: give a multiple of 37, up to 65536, such as 74")
+        );
         assert!(refused(131_072).contains("up to 65536"));
         assert!(refused(64 * 37).contains("37 has a prime factor above 32"));
+    }
+    #[test]
+    fn shares_add_up() {
+        assert_eq!(share([4, 4, 8, 8, 12, 12, 12].into_iter()), (24, 24));
+        assert_eq!(share([2, 6].into_iter()), (4, 6));
+        assert_eq!(share(std::iter::empty()), (0, 1));
+        assert_eq!(share([65_535, 65_536, 65_533].into_iter()), (0, 1), "too much to be told");
     }
 }

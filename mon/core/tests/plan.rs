@@ -24,9 +24,13 @@ fn cluster(osds: u32, copies: u8) -> ClusterMap {
     map
 }
 
-fn start(map: &mut ClusterMap, osd: u32, run: u64) {
+fn osd(run: u64) -> OsdState {
     let address = "127.0.0.1:1".parse().unwrap();
-    map.osds.insert(OsdId(osd), OsdState { address, incarnation: Incarnation(run), started: 0 });
+    OsdState { address, incarnation: Incarnation(run), started: 0 }
+}
+
+fn start(map: &mut ClusterMap, id: u32, run: u64) {
+    map.osds.insert(OsdId(id), osd(run));
 }
 
 fn plan(map: &ClusterMap) -> Plan {
@@ -311,13 +315,14 @@ fn a_changed_or_lost_pool_keeps_its_pgs() {
     (1..=3).for_each(|id| start(&mut map, id, 1));
     let first = plan(&map);
     apply(&mut map, &first);
-    map.pools.get_mut(&POOL).unwrap().pg_count = 8;
-    let shrunk = plan(&map);
-    assert!(shrunk.changes.is_empty());
-    assert_eq!(codes(&shrunk), [ProblemCode::PoolChanged]);
-    map.pools.get_mut(&POOL).unwrap().pg_count = 40;
-    let uneven = plan(&map);
-    assert_eq!((uneven.changes.len(), codes(&uneven)), (0, vec![ProblemCode::PoolChanged]));
+    for uneven in [40, 12] {
+        map.pools.get_mut(&POOL).unwrap().pg_count = uneven;
+        let planned = plan(&map);
+        assert_eq!((planned.changes.len(), codes(&planned)), (0, vec![ProblemCode::PoolChanged]));
+        let restarted = std::mem::replace(map.osds.get_mut(&OsdId(2)).unwrap(), osd(2));
+        assert_eq!(plan(&map).changes.len(), 16, "all go on where they are");
+        map.osds.insert(OsdId(2), restarted);
+    }
     map.pools.clear();
     start(&mut map, 1, 2);
     let lost = plan(&map);
@@ -395,6 +400,139 @@ fn has(map: &ClusterMap, pg: PgId, osd: u32) -> bool {
     members(&map.pgs[&pg]).contains(&OsdId(osd))
 }
 
+/// Plans, applies and activates until there are so many PGs, and nothing changes any more. Every merge is looked at.
+fn settle_at(map: &mut ClusterMap, count: u32) -> usize {
+    map.pools.get_mut(&POOL).unwrap().pg_count = count;
+    let (mut merges, mut steps) = (0, 0);
+    loop {
+        let planned = plan(map);
+        assert_eq!(codes(&planned), vec![]);
+        for change in planned.changes.iter().filter(|change| !change.merged().is_empty()) {
+            check_merge(map, change);
+            merges += 1;
+        }
+        if planned.changes.is_empty() {
+            break;
+        }
+        apply(map, &planned);
+        activate(map);
+        steps += 1;
+        assert!(steps < 200, "it does not come to rest: {:?}", planned.changes);
+    }
+    assert_eq!(map.pgs.len(), count as usize);
+    assert!(map.pgs.iter().all(|(pg, own)| pg.index < count && own.pg_count == Some(count)));
+    assert!(
+        map.histories.keys().chain(map.activations.keys()).all(|pg| map.pgs.contains_key(pg)),
+        "no records are left over"
+    );
+    merges
+}
+
+/// A PG's map without what the parts need not have in common.
+fn plain(map: &PgMap) -> PgMap {
+    PgMap { pg_count: None, dead: Vec::new(), unfenced: Vec::new(), ..map.clone() }
+}
+
+/// What must hold for a merge: its parts are alike, in one interval that all members have recorded as complete.
+fn check_merge(map: &ClusterMap, change: &mon_core::PgChange) {
+    let first = &map.pgs[&change.pg];
+    let count = change.map.pg_count.unwrap();
+    let unchanged: BTreeSet<String> = change.unchanged().collect();
+    let members: Vec<OsdId> = members(first);
+    let past = change.history.as_ref().unwrap();
+    assert_eq!(past.len(), 1);
+    assert_eq!((past[0].epoch, &past[0].complete.len()), (first.epoch, &members.len()));
+    for part in [&change.pg].into_iter().chain(change.merged()) {
+        let (present, record) = (&map.pgs[part], &map.activations[part]);
+        assert_eq!(part.index % count, change.pg.index);
+        assert_eq!(plain(present), plain(first));
+        assert_eq!((record.epoch, &record.acting), (present.epoch, &present.acting));
+        assert!(members.iter().all(|osd| record.complete.contains(osd)) && past[0].min_size <= record.min_size);
+        assert!(unchanged.contains(&keys::pg_map(*part)) && unchanged.contains(&keys::pg_activation(*part)));
+    }
+    assert_eq!(plain(&change.map), PgMap { epoch: first.epoch.next(), ..plain(first) });
+    assert!(change.map.unfenced.is_empty(), "recorded, so nobody serves on the strength of its registration");
+    let writes = change.writes();
+    let removed: BTreeSet<&str> = writes.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| &**key).collect();
+    assert_eq!(removed.len(), 3 * change.merged().len());
+    let first_removed = writes.iter().position(|(_, value)| value.is_none()).unwrap();
+    assert!(
+        writes[..first_removed].iter().any(|(key, _)| *key == keys::pg_map(change.pg)),
+        "who hears of a removal knows why"
+    );
+}
+
+#[test]
+fn pgs_are_moved_together_aligned_and_merged() {
+    for (osds, scheme) in [(5, PoolConfig::replicated("default", 3)), (6, PoolConfig::erasure_coded("default", 2, 2))] {
+        let mut map = cluster(osds, 3);
+        map.pools.insert(POOL, PoolConfig { pg_count: 48, ..scheme });
+        (1..=osds).for_each(|id| start(&mut map, id, 1));
+        settle(&mut map);
+        assert_eq!(settle_at(&mut map, 16), 16);
+        assert_eq!(health(&map, &BTreeMap::new()).verdict, Verdict::Ok);
+        assert_eq!(settle_at(&mut map, 1), 1);
+        assert_eq!(settle_at(&mut map, 64), 0);
+        assert_eq!(settle_at(&mut map, 2), 2);
+        let epochs = map.pgs.values().map(|present| present.epoch.0);
+        assert!(epochs.max() < Some(60), "an epoch each for moving, aligning, merging");
+    }
+}
+
+#[test]
+fn only_what_is_whole_and_alike_is_merged() {
+    let mut map = cluster(3, 3);
+    (1..=3).for_each(|id| start(&mut map, id, 1));
+    settle(&mut map);
+    map.pools.get_mut(&POOL).unwrap().pg_count = 8;
+    map.activations.get_mut(&pg(3)).unwrap().complete.pop();
+    map.activations.remove(&pg(12));
+    let lost = map.pgs.remove(&pg(5)).unwrap();
+    let planned = plan(&map);
+    let merged: BTreeSet<u32> = planned.changes.iter().filter(|c| !c.merged().is_empty()).map(|c| c.pg.index).collect();
+    assert!(!merged.contains(&5) && merged.iter().all(|index| ![3, 4, 5].contains(index)));
+    // The lost one is made again, unless its place was taken meanwhile.
+    let again = planned.changes.iter().find(|change| change.pg == pg(5)).expect("made again");
+    assert_eq!(again.map.pg_count, Some(16));
+    let unchanged: BTreeSet<String> = again.unchanged().collect();
+    assert!(
+        [0, 1].iter().all(|index| unchanged.contains(&keys::pg_map(pg(*index)))),
+        "it may have become part of one of those"
+    );
+    map.pgs.insert(pg(5), lost);
+    // Once some are merged nobody knows any more.
+    apply(&mut map, &planned);
+    assert!(map.pgs.len() < 16 && map.pgs.contains_key(&pg(11)));
+    let lost = *map.pgs.iter().find(|(_, present)| present.pg_count == Some(16)).unwrap().0;
+    map.pgs.remove(&lost);
+    let planned = plan(&map);
+    assert!(planned.changes.iter().all(|change| change.pg != lost));
+    assert!(codes(&planned).contains(&ProblemCode::PoolChanged));
+    assert_eq!(health(&map, &BTreeMap::new()).pgs.creating, 1);
+}
+
+#[test]
+fn the_number_of_pgs_may_change_again_at_any_time() {
+    let mut map = cluster(4, 2);
+    (1..=4).for_each(|id| start(&mut map, id, 1));
+    settle(&mut map);
+    for count in [8, 48, 12, 24, 2, 4, 16] {
+        map.pools.get_mut(&POOL).unwrap().pg_count = count;
+        for _ in 0..2 {
+            let planned = plan(&map);
+            let possible = !codes(&planned).contains(&ProblemCode::PoolChanged);
+            assert!(possible || planned.changes.iter().all(|change| change.merged().is_empty()));
+            planned.changes.iter().filter(|c| !c.merged().is_empty()).for_each(|change| check_merge(&map, change));
+            apply(&mut map, &planned);
+            activate(&mut map);
+            let objects: Vec<_> = (0..48).map(|n| map.present_pg(POOL, n)).collect();
+            assert!(!possible || objects.iter().all(Option::is_some), "{count}: {objects:?}");
+        }
+    }
+    settle_at(&mut map, 48);
+    settle_at(&mut map, 4);
+}
+
 #[test]
 fn maps_of_before_get_the_number_of_pgs_once() {
     let mut map = cluster(3, 3);
@@ -445,6 +583,7 @@ enum Step {
     Plan,
     AddPool(u8),
     Split,
+    Merge,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -455,6 +594,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Step::Plan),
         1 => (1u8..4).prop_map(Step::AddPool),
         1 => Just(Step::Split),
+        2 => Just(Step::Merge),
     ];
     prop::collection::vec(step, 1..60)
 }
@@ -466,9 +606,11 @@ fn check_plan(map: &mut ClusterMap) -> Result<(), TestCaseError> {
     apply(map, &planned);
     let after = map.clone();
     let is_split = |(pg, present): (&PgId, &PgMap)| present.pg_count == Some(map.pools[&pg.pool].pg_count);
-    let splits = planned.changes.iter().any(|change| !change.parts().is_empty());
-    // While some are split and others not, it takes some steps until nothing changes any more. Else balancing anew what the first plan
-    // made may find a few moves more.
+    let changes = |change: &mon_core::PgChange| !change.parts().is_empty() || !change.merged().is_empty();
+    let splits = planned.changes.iter().any(changes);
+    planned.changes.iter().filter(|change| !change.merged().is_empty()).for_each(|change| check_merge(&before, change));
+    // While some are split or merged and others not, it takes some steps until nothing changes any more. Else balancing anew what the
+    // first plan made may find a few moves more.
     let allowed = if splits || !map.pgs.iter().all(is_split) { 100 } else { 8 };
     let mut steps = 0;
     let mut next = plan(map);
@@ -518,6 +660,10 @@ proptest! {
                 Step::Split => {
                     let pool = map.pools.get_mut(&POOL).unwrap();
                     pool.pg_count = (pool.pg_count * 2).min(64);
+                }
+                Step::Merge => {
+                    let pool = map.pools.get_mut(&POOL).unwrap();
+                    pool.pg_count = (pool.pg_count / 2).max(4);
                 }
             }
         }

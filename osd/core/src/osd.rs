@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use cluster_proto::auth::Credentials;
 use cluster_proto::ids::{ClientId, Incarnation, OsdId, PgId};
 use cluster_proto::link::{Accepted, Identity, Introduced, LinkAction, LinkId, Millis};
-use cluster_proto::map::{Activation, ClusterMap, MapChange, Member, OsdStats, PgScrub, SchemaError};
+use cluster_proto::map::{Activation, ClusterMap, MapChange, Member, OsdStats, PgScrub, SchemaError, keys};
 use cluster_proto::shard::{ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{Message, Nonce, Refusal, Role, Session, SubReply, Welcome};
@@ -18,7 +18,7 @@ use crate::latency::{Latencies, OpClass};
 use crate::links::{Caller, Links};
 use crate::op::{Kind, Local, Op, OpId, Ops};
 use crate::pace::RecoveryPace;
-use crate::pg::{Pg, PgSummary, PgTable};
+use crate::pg::{Owed, Pg, PgSummary, PgTable};
 use crate::purge::Purge;
 use crate::request::HeldBytes;
 use crate::scrub::ScrubPace;
@@ -117,8 +117,10 @@ pub struct Osd {
     pub(crate) free_bytes: BTreeMap<OsdId, u64>,
     /// Queries of primaries whose map is ahead of ours.
     pub(crate) early_queries: BTreeMap<PgId, HeldQuery>,
-    /// PGs that wait for a change of our store that was begun for another PG, of which they were a part.
+    /// PGs that wait for a change of our store that was begun for another PG, which had some of their objects then.
     pub(crate) inherited: BTreeMap<OpId, Vec<PgId>>,
+    /// What was promised for PGs that are no more.
+    pub(crate) owed: Vec<Owed>,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) stats: OsdStats,
     /// The present time, for measurements. Microseconds.
@@ -164,6 +166,7 @@ impl Osd {
             free_bytes: BTreeMap::new(),
             early_queries: BTreeMap::new(),
             inherited: BTreeMap::new(),
+            owed: Vec::new(),
             outputs: VecDeque::new(),
             registered: 0,
             recovery: RecoveryPace::default(),
@@ -196,6 +199,9 @@ impl Osd {
         key: &str,
         value: Option<&[u8]>,
     ) -> Result<(), SchemaError> {
+        if value.is_none() && keys::pg_record(key).is_some_and(|pg| self.outlives(pg)) {
+            return Ok(());
+        }
         match self.map.apply(key, value)? {
             MapChange::None
             | MapChange::Cluster
@@ -671,7 +677,8 @@ impl Osd {
     pub(crate) fn lease_left(&self, now: Millis, id: PgId, asking: Member) -> u64 {
         let Some(pg) = self.pgs.get(&id) else { return 0 };
         let last = self.map.activations.get(&id).map_or(&[][..], |last| &last.acting);
-        pg.lease_left(now, asking, last, self.options.started, |run| self.is_over(id, run))
+        let owed = self.owed_ms(now, pg.scope(), |run| *run == asking || self.is_over(id, *run));
+        owed.max(pg.lease_left(now, asking, last, self.options.started, |run| self.is_over(id, run)))
     }
 
     pub(crate) fn new_op(&mut self, pg: PgId, kind: Kind) -> OpId {
@@ -686,7 +693,7 @@ impl Osd {
             let mutations = self.ops.ids().filter(|(_, op)| op.pg == *pg && op.local == Local::Mutation).count();
             let inherited = self.inherited.values().flatten().filter(|part| *part == pg).count();
             assert_eq!((mutations + inherited) as u32, state.local_mutations, "pg {pg}: local changes are counted");
-            assert!(!self.overlaps(state.scope()), "pg {pg}: an object is in one PG");
+            assert!(self.rivals(state.scope()).is_empty(), "pg {pg}: an object is in one PG");
         }
         true
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use cluster_proto::shard::{Buckets, ObjectHead, ShardIndex, ShardOp};
-use cluster_proto::{ObjectId, PgId};
+use cluster_proto::{ObjectId, PgId, PgScope};
 
 use crate::op::{Kind, Local};
 use crate::osd::{Osd, Output};
@@ -50,9 +50,15 @@ impl Osd {
     fn is_leftover(&self, id: PgId, head: &ObjectHead) -> bool {
         let coded = self.pgs.get(&id).is_some_and(|pg| pg.is_coded());
         let serves = self.map.pgs.get(&id).and_then(|map| map.shard_of(self.options.id));
-        // While a PG is split, perhaps another one's that we do serve.
-        let is_in = self.map.pg_of(&head.object) == Some(id);
-        is_in && serves.is_none_or(|part| coded && part != usize::from(head.object.part))
+        serves.is_none_or(|part| coded && part != usize::from(head.object.part))
+    }
+
+    /// PGs that have some of this one's objects since a later interval: what is said of this one does not hold for those, which we may serve.
+    fn later(&self, id: PgId, scope: PgScope) -> Vec<PgScope> {
+        let epoch = self.map.pgs.get(&id).map(|map| map.epoch);
+        let pool = PgId { index: 0, ..id }..=PgId { index: u32::MAX, ..id };
+        let later = self.map.pgs.range(pool).filter(|(other, map)| **other != id && Some(map.epoch) > epoch);
+        later.filter_map(|(other, _)| self.map.scope(*other)).filter(|other| other.intersects(scope)).collect()
     }
 
     /// Removes some leftovers.
@@ -64,7 +70,10 @@ impl Osd {
         }
         let scope = self.map.scope(id).filter(|_| self.is_complete(id));
         let heads = scope.map_or_else(Vec::new, |scope| shard.list(scope, &Buckets::ALL));
-        let leftovers: Vec<_> = heads.into_iter().filter(|head| self.is_leftover(id, head)).take(AT_ONCE).collect();
+        let later = scope.filter(|_| !heads.is_empty()).map_or_else(Vec::new, |scope| self.later(id, scope));
+        let is_ours = |head: &ObjectHead| !later.iter().any(|other| other.contains(&head.object));
+        let leftovers = heads.into_iter().filter(|head| is_ours(head) && self.is_leftover(id, head));
+        let leftovers: Vec<_> = leftovers.take(AT_ONCE).collect();
         if leftovers.is_empty() {
             self.purge.pgs.remove(&id);
         }

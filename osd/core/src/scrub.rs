@@ -222,6 +222,11 @@ impl PgScrubs {
         Self { since: self.since, done: PgScrub { served: None, ..self.done }, ..Self::default() }
     }
 
+    /// The PG has other objects than before: what is under way begins anew.
+    pub fn merged(&mut self) {
+        self.run = None;
+    }
+
     /// Somebody else leads the PG now.
     pub fn lost(&mut self) {
         let changes = self.changes;

@@ -14,7 +14,7 @@ use cluster_proto::map::Member;
 use cluster_proto::shard::{Buckets, ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::status::Status;
 use cluster_proto::wire::{Deposed, Message, PeerInfo, PeerList, PeerObjects, PeerQuery, SubReply, SubRequest};
-use cluster_proto::{PgId, PgScope, limits};
+use cluster_proto::{Epoch, PgId, PgScope, limits};
 
 use crate::latency::OpClass;
 use crate::op::{Kind, Local, Op, OpId};
@@ -167,17 +167,17 @@ impl Osd {
         }
     }
 
-    /// We are about to follow another primary, or none: the one before must not count on us any longer.
-    pub(crate) fn depose_leader(&mut self, pg_id: PgId, next: Option<Member>) {
+    /// We are about to follow another primary, or none, in interval `epoch`: the one before must not count on us any longer.
+    pub(crate) fn depose_leader(&mut self, pg_id: PgId, next: Option<Member>, epoch: Epoch) {
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
         let Some((link, leader)) = pg.leader() else { return };
-        pg.forget_leader();
         if Some(leader) == next {
-            return;
+            // It goes on counting on us for the interval before, until it hears of this one.
+            return pg.forget_query();
         }
+        pg.forget_leader();
         if let Some(incoming) = self.links.incoming.get(&link) {
             pg.lease_ends(leader, incoming.granted);
-            let epoch = self.map.pgs.get(&pg_id).map(|map| map.epoch).unwrap_or_default();
             self.send(link, Message::Deposed(Deposed { pg: pg_id, epoch }));
         }
     }

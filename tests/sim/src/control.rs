@@ -92,6 +92,13 @@ impl Control {
         self.put(&keys::osd_config(osd), json(&OsdConfig::new(weight)));
     }
 
+    /// Whether the pool can have so many PGs, from what it has now.
+    pub fn can_have_pgs(&mut self, wished: u32) -> bool {
+        self.mirror();
+        let counts = self.map.pgs.values().filter_map(|present| present.pg_count);
+        counts.into_iter().all(|count| count == wished || mon_core::check_pg_count(count, wished).is_ok())
+    }
+
     /// How many PGs the pool shall have.
     pub fn set_pg_count(&mut self, pg_count: u32) {
         self.mirror();
@@ -106,8 +113,8 @@ impl Control {
         self.map.pools.values().all(|pool| others >= pool.width())
     }
 
-    /// The monitor writes what must change. Returns that in words.
-    pub fn plan(&mut self) -> Vec<String> {
+    /// The monitor writes what must change. Returns that in words, and how often PGs became one.
+    pub fn plan(&mut self) -> (Vec<String>, u64) {
         self.mirror();
         let plan = mon_core::plan(&self.map, &self.liveness.running(&self.map), &usable(&self.map, &BTreeSet::new()));
         for change in &plan.changes {
@@ -122,10 +129,13 @@ impl Control {
             let acting: Vec<u32> = change.map.acting.iter().map(|m| m.map_or(0, |m| m.osd.0)).collect();
             let PgMap { epoch, primary, target, .. } = &change.map;
             let parts: Vec<u32> = change.parts().iter().map(|part| part.index).collect();
+            let merged: Vec<u32> = change.merged().iter().map(|part| part.index).collect();
             let split = if parts.is_empty() { String::new() } else { format!(", split off {parts:?}") };
-            format!("pg {} epoch {epoch}: {acting:?} led by {primary}, target {target:?}{split}", change.pg)
+            let merged = if merged.is_empty() { String::new() } else { format!(", merged with {merged:?}") };
+            format!("pg {} epoch {epoch}: {acting:?} led by {primary}, target {target:?}{split}{merged}", change.pg)
         };
-        plan.changes.iter().map(words).collect()
+        let merges = plan.changes.iter().filter(|change| !change.merged().is_empty()).count();
+        (plan.changes.iter().map(words).collect(), merges as u64)
     }
 
     /// Whether all data is where it should be.

@@ -27,7 +27,7 @@ pub struct FaultPlan {
     pub hangs: bool,
     /// The weights of OSDs change, so that PGs move.
     pub moves: bool,
-    /// The pool gets more PGs.
+    /// The pool gets more PGs, or fewer.
     pub splits: bool,
 }
 
@@ -89,7 +89,7 @@ pub fn strike(world: &mut World) {
         }
         14 | 15 if plan.moves => reweight(world),
         16 => world.request_scrub(),
-        17 | 18 if plan.splits => world.split_pool(),
+        17 | 18 if plan.splits => world.change_pgs(),
         _ => {}
     }
 }

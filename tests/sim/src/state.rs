@@ -163,7 +163,8 @@ impl World {
         for (run, _) in self.control.liveness.poll(now) {
             self.probe(run);
         }
-        let changes = self.control.plan();
+        let (changes, merges) = self.control.plan();
+        self.merges += merges;
         for change in &changes {
             self.note(|| format!("monitor: {change}"));
         }

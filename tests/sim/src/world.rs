@@ -103,6 +103,8 @@ pub struct Report {
     pub scrub_errors: u64,
     /// Times that the pool got more PGs.
     pub splits: u64,
+    /// Times that PGs became one.
+    pub merges: u64,
 }
 
 /// Everything there is.
@@ -136,6 +138,7 @@ pub struct World {
     /// PGs that the pool shall have.
     pub(crate) pg_count: u32,
     splits: u64,
+    pub(crate) merges: u64,
     rot_target: usize,
     /// Shards were made not to fit each other.
     pub(crate) is_spoilt: bool,
@@ -221,6 +224,7 @@ impl World {
             shape,
             pg_count,
             splits: 0,
+            merges: 0,
             rot_target: rng.below(u64::from(osd_count)) as usize,
             is_spoilt: false,
             calm: false,
@@ -291,6 +295,7 @@ impl World {
             scrubbed: self.scrubbed,
             scrub_errors: self.scrub_errors,
             splits: self.splits,
+            merges: self.merges,
         })
     }
 
@@ -706,13 +711,15 @@ impl World {
         pgs.into_iter().any(|summary| summary.pg == pg && summary.acting)
     }
 
-    /// The pool gets more PGs.
-    pub fn split_pool(&mut self) {
-        let wished = self.pg_count * [2, 2, 3, 4][self.rng.below(4) as usize];
-        if wished <= PGS_MAX {
+    /// The pool gets more PGs, or fewer, whether or not the last such change has ended.
+    pub fn change_pgs(&mut self) {
+        let part = [2, 2, 3, 4][self.rng.below(4) as usize];
+        let fewer = self.rng.one_in(2) && self.pg_count.is_multiple_of(part);
+        let wished = if fewer { self.pg_count / part } else { self.pg_count * part };
+        if wished <= PGS_MAX && self.control.can_have_pgs(wished) {
             self.note(|| format!("the pool shall have {wished} PGs"));
+            self.splits += u64::from(!fewer);
             self.pg_count = wished;
-            self.splits += 1;
             self.control.set_pg_count(wished);
             self.state_changed();
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster_proto::map::{ClusterMap, OsdStats, PoolConfig, keys, parse};
+use cluster_proto::map::{ClusterMap, OsdStats, PgMap, PoolConfig, keys, parse};
 use cluster_proto::{OsdId, PgId, PoolId};
 use cluster_state::{Compare, Txn};
 use mon_core::dry_run::{Moves, dry_run};
@@ -27,7 +27,7 @@ struct Change {
     moves: Moves,
 }
 
-/// Raises the number of placement groups that a pool shall have.
+/// Changes the number of placement groups that a pool shall have.
 pub async fn set_pg_count(
     session: &Session,
     name: &str,
@@ -64,6 +64,11 @@ fn check(map: &ClusterMap, id: PoolId, before: &PoolConfig, pg_count: u32) -> Re
         CliError::usage(format!("cannot change the number of placement groups of pool {:?}: {why}", before.name))
     };
     check_pg_count(before.pg_count, pg_count).map_err(refused)?;
+    // While an earlier change is under way, there are others too.
+    let present: BTreeSet<u32> =
+        map.pgs.iter().filter(|(pg, _)| pg.pool == id).filter_map(|(_, own)| own.pg_count).collect();
+    let mut others = present.into_iter().filter(|count| *count != pg_count);
+    others.try_for_each(|count| check_pg_count(count, pg_count)).map_err(refused)?;
     if map.pgs.iter().any(|(pg, present)| pg.pool == id && present.pg_count.is_none()) {
         let why = "their maps were written by an older monitor: start one of this version first".to_owned();
         return Err(CliError::conflict(refused(why).to_string()));
@@ -85,22 +90,34 @@ async fn write(session: &Session, id: PoolId, before: u32, pg_count: u32) -> Res
     if session.store.txn(txn).await?.succeeded { Ok(()) } else { Err(changed()) }
 }
 
-/// What moves when all PGs are split: each part is where the whole is, until it is placed.
+/// What moves when all PGs are split or merged: each part is where the whole is, until it is placed; a whole is where its first part is, to
+/// which the others move.
 fn moves(after: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>) -> Moves {
     let mut served: BTreeMap<OsdId, u64> = BTreeMap::new();
     after.pgs.values().flat_map(|present| &present.target).for_each(|osd| *served.entry(*osd).or_default() += 1);
-    let (mut layout, mut bytes) = (BTreeMap::new(), BTreeMap::new());
+    let of_osd = |osd: &OsdId| stats.get(osd)?.space.used.checked_div(*served.get(osd)?);
+    let bytes_of = |present: &PgMap| {
+        let held: Vec<u64> = present.target.iter().filter_map(of_osd).collect();
+        held.iter().sum::<u64>().checked_div(held.len() as u64).unwrap_or(0)
+    };
+    let (mut layout, mut bytes, mut gathered) = (BTreeMap::new(), BTreeMap::new(), Moves::default());
     for (id, pool) in &after.pools {
         for index in 0..pool.pg_count {
             let Some(whole) = after.present_pg(*id, index) else { continue };
             let (Some(present), Some(scope)) = (after.pgs.get(&whole), after.scope(whole)) else { continue };
-            let of_osd = |osd: &OsdId| stats.get(osd)?.space.used.checked_div(*served.get(osd)?);
-            let held: Vec<u64> = present.target.iter().filter_map(of_osd).collect();
-            let whole_bytes = held.iter().sum::<u64>().checked_div(held.len() as u64).unwrap_or(0);
-            let part = PgId { pool: *id, index };
-            layout.insert(part, present.target.clone());
-            bytes.insert(part, whole_bytes / u64::from(pool.pg_count / scope.count).max(1));
+            layout.insert(PgId { pool: *id, index }, present.target.clone());
+            let part = bytes_of(present) / u64::from(pool.pg_count / scope.count).max(1);
+            bytes.insert(PgId { pool: *id, index }, part);
+        }
+        for (pg, present) in after.pgs.iter().filter(|(pg, _)| pg.pool == *id && pg.index >= pool.pg_count) {
+            let first = PgId { pool: *id, index: pg.index % pool.pg_count };
+            let (Some(target), held) = (layout.get(&first), bytes_of(present)) else { continue };
+            let to = target.iter().filter(|osd| !present.target.contains(osd)).count() as u64;
+            gathered.shards += to;
+            gathered.bytes = gathered.bytes.saturating_add(to * held);
+            *bytes.entry(first).or_default() += held;
         }
     }
-    dry_run(after, &usable(after, &BTreeSet::new()), &layout, &bytes, stats).total
+    let Moves { shards, bytes } = dry_run(after, &usable(after, &BTreeSet::new()), &layout, &bytes, stats).total;
+    Moves { shards: shards + gathered.shards, bytes: bytes.saturating_add(gathered.bytes) }
 }

@@ -37,9 +37,7 @@ impl Scene {
         let layer = LayerRef { pool: POOL, lineage: LayerId(1), layer: LayerId(1) };
         let image = client.open(ImageOptions { layer, size: 4 << 20, block_size: 1 << 20, read_only: false });
         let mut scene = Scene { client, image, link: LinkId(0), now: 0, asked: Vec::new() };
-        let pool =
-            PoolConfig { pg_count: 1, immediate_commit: ImmediateCommit::None, ..PoolConfig::replicated("lazy", 1) };
-        scene.hear(&keys::pool(POOL), &json(&pool));
+        scene.shall_have_pgs(1);
         let address = "127.0.0.1:1".parse().expect("address");
         scene.hear(&keys::osd(OSD), &json(&OsdState { address, incarnation: Incarnation(9), started: 1 }));
         scene.begin_epoch(1);
@@ -57,6 +55,15 @@ impl Scene {
     }
 
     fn begin_epoch(&mut self, epoch: u32) {
+        self.begin_epoch_of(0, epoch, None);
+    }
+
+    fn shall_have_pgs(&mut self, pg_count: u32) {
+        let lazy = PoolConfig { immediate_commit: ImmediateCommit::None, ..PoolConfig::replicated("lazy", 1) };
+        self.hear(&keys::pool(POOL), &json(&PoolConfig { pg_count, ..lazy }));
+    }
+
+    fn begin_epoch_of(&mut self, index: u32, epoch: u32, pg_count: Option<u32>) {
         let us = Member { osd: OSD, incarnation: Incarnation(9) };
         let map = PgMap {
             epoch: Epoch(epoch),
@@ -65,9 +72,9 @@ impl Scene {
             target: vec![OSD],
             dead: Vec::new(),
             unfenced: Vec::new(),
-            pg_count: None,
+            pg_count,
         };
-        self.hear(&keys::pg_map(PgId { pool: POOL, index: 0 }), &json(&map));
+        self.hear(&keys::pg_map(PgId { pool: POOL, index }), &json(&map));
     }
 
     fn connect(&mut self) {
@@ -318,4 +325,67 @@ fn with_the_pool_everything_is_forgotten() {
     scene.client.handle_map(scene.now, &keys::pool(POOL), None).expect("valid");
     assert_eq!(scene.replies(), [(2, true), (3, true)]);
     assert_eq!((scene.client.unsynced(), scene.client.window.len()), (0, 0));
+}
+
+/// Two PGs in epoch 2, of which only the number that the object at sector 0 is in is of interest.
+fn two_pgs(scene: &mut Scene) -> (u32, ObjectId) {
+    scene.shall_have_pgs(2);
+    (0..2).for_each(|index| scene.begin_epoch_of(index, 2, Some(2)));
+    scene.write(2, 0);
+    let object = scene.asked[0].object;
+    (object.pg(2).index, object)
+}
+
+fn forget_map(scene: &mut Scene, index: u32) {
+    scene.client.handle_map(scene.now, &keys::pg_map(PgId { pool: POOL, index }), None).expect("valid");
+    scene.take_outputs();
+}
+
+#[test]
+fn a_sync_of_a_pg_that_was_merged_ends_and_what_it_was_for_is_repeated() {
+    for removal_comes_first in [false, true] {
+        let mut scene = Scene::new();
+        let (index, _) = two_pgs(&mut scene);
+        let write = scene.answer(true);
+        assert_eq!((write.pg, write.epoch), (index, Epoch(2)));
+        scene.submit(3, ImageOp::Flush);
+        let sync = scene.next();
+        assert!(sync.op == RequestOp::Sync && sync.pg == index);
+        scene.shall_have_pgs(1);
+        if removal_comes_first {
+            forget_map(&mut scene, 1);
+        }
+        scene.begin_epoch_of(0, 3, Some(1));
+        forget_map(&mut scene, 1);
+        let again = scene.next();
+        assert_eq!((again.seq, again.pg, again.epoch), (write.seq, 0, Epoch(3)));
+        // Its primary does not have it any more; then it is asked of who has.
+        scene.reply(&sync, Status::Retry, false, ReplyBody::Empty);
+        scene.wait(1_000);
+        assert!(scene.asked.is_empty(), "first what may be lost");
+        scene.reply(&again, Status::Ok, true, ReplyBody::Empty);
+        scene.wait(1_000);
+        while !scene.asked.is_empty() {
+            let sync = scene.answer(false);
+            assert!(sync.op == RequestOp::Sync && (sync.pg, sync.epoch) == (0, Epoch(3)));
+        }
+        assert_eq!(scene.replies(), [(2, true), (3, true)]);
+        assert_eq!((scene.client.unsynced(), scene.client.window.len()), (0, 0));
+    }
+}
+
+#[test]
+fn what_is_answered_while_no_pg_has_its_object_is_kept_and_repeated() {
+    let mut scene = Scene::new();
+    let (index, object) = two_pgs(&mut scene);
+    let write = scene.next();
+    forget_map(&mut scene, index);
+    assert_eq!(scene.client.map.pg_of(&object), None);
+    scene.reply(&write, Status::Ok, true, ReplyBody::Empty);
+    assert_eq!((scene.client.unsynced(), scene.asked.len()), (1, 0));
+    scene.shall_have_pgs(1);
+    scene.begin_epoch_of(0, 3, Some(1));
+    let again = scene.answer(false);
+    assert_eq!((again.seq, again.pg, again.epoch), (write.seq, 0, Epoch(3)));
+    assert_eq!(scene.client.unsynced(), 0);
 }

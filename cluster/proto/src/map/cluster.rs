@@ -241,7 +241,7 @@ impl ClusterMap {
     /// Which objects are in a PG; none if that is not known.
     pub fn scope(&self, pg: PgId) -> Option<PgScope> {
         let count = self.pgs.get(&pg)?.pg_count.or_else(|| self.pools.get(&pg.pool).map(|pool| pool.pg_count))?;
-        Some(PgScope { pg, count })
+        (count > pg.index).then_some(PgScope { pg, count })
     }
 
     /// The PG that holds an object; none if that is not known.
@@ -249,7 +249,7 @@ impl ClusterMap {
         self.holder(object.pool, |count| object.pg(count))
     }
 
-    /// The PG that holds, or will be split into, number `index` of the PGs that a pool shall have.
+    /// The PG that holds, will be split into, or will be part of number `index` of the PGs that a pool shall have.
     pub fn present_pg(&self, pool: PoolId, index: u32) -> Option<PgId> {
         self.holder(pool, |count| PgId { pool, index: index % count })
     }
@@ -257,12 +257,28 @@ impl ClusterMap {
     /// Among as many PGs as there shall be first, then among fewer, as long as they are not split: the PG that says itself to be one of so many.
     fn holder(&self, pool: PoolId, among: impl Fn(u32) -> PgId) -> Option<PgId> {
         let wished = self.pools.get(&pool)?.pg_count;
-        let counts = (1..=wished).filter(|part| wished.is_multiple_of(*part)).map(|part| wished / part);
-        let is_one_of = |count| {
+        let counts = (2..=wished).filter(|part| wished.is_multiple_of(*part)).map(|part| wished / part);
+        let is_one_of = |count: u32| {
             let pg = among(count);
             self.scope(pg).is_some_and(|scope| scope.count == count).then_some(pg)
         };
-        counts.into_iter().find_map(is_one_of)
+        self.finer_holder(wished, &among).or_else(|| counts.into_iter().find_map(is_one_of))
+    }
+
+    /// Among so many PGs, or more, as long as they are not merged. The PG that will have the object has some others of the same future PG
+    /// now, if it is there, and says how many there are.
+    fn finer_holder(&self, mut count: u32, among: impl Fn(u32) -> PgId) -> Option<PgId> {
+        loop {
+            let pg = among(count);
+            let present = self.scope(pg)?.count;
+            if present == count {
+                return Some(pg);
+            }
+            if present < count || !present.is_multiple_of(count) {
+                return None;
+            }
+            count = present;
+        }
     }
 
     /// The pool of this name.
@@ -351,14 +367,13 @@ mod tests {
         (0..4).for_each(|index| put(&mut map, index, (index > 1).then_some(4)));
         let before = holders(&map);
         assert!(before.iter().zip(0..).all(|(pg, index)| *pg == Some(layer.object(index).pg(4).index)));
-        // Who hears of the split first, and of the configuration later, waits.
+        // Who hears of a part only, and of the configuration later, waits for what it does not know.
         put(&mut map, 1, Some(12));
-        let early = holders(&map);
-        assert!(early.iter().zip(&before).all(|(now, before)| if *before == Some(1) {
-            now.is_none()
-        } else {
-            now == before
-        }));
+        for (index, (now, before)) in (0..).zip(holders(&map).iter().zip(&before)) {
+            let has_part = layer.object(index).pg(12).index == 1;
+            let expected = if *before == Some(1) { has_part.then_some(1) } else { *before };
+            assert_eq!(*now, expected);
+        }
         [0, 2, 3].into_iter().for_each(|index| put(&mut map, index, Some(4)));
         [5, 9].into_iter().for_each(|index| put(&mut map, index, Some(12)));
         map.pools.get_mut(&pool).unwrap().pg_count = 12;
@@ -373,6 +388,42 @@ mod tests {
         assert_eq!(map.present_pg(pool, 10).unwrap().index, 2);
         assert_eq!(map.present_pg(pool, 9).unwrap().index, 9);
         assert_eq!(map.scope(PgId { pool, index: 9 }).unwrap().count, 12);
+    }
+
+    #[test]
+    fn an_object_is_in_one_pg_while_some_are_merged() {
+        let pool = PoolId(1);
+        let mut map = ClusterMap::default();
+        let layer = crate::layout::LayerRef { pool, lineage: LayerId(3), layer: LayerId(3) };
+        let put = |map: &mut ClusterMap, index: u32, count: u32| {
+            let value = format!(
+                r#"{{"epoch":1,"primary":1,"acting":[{{"osd":1,"incarnation":1}}],"target":[1],"pg-count":{count}}}"#
+            );
+            map.apply(&keys::pg_map(PgId { pool, index }), Some(value.as_bytes())).unwrap();
+        };
+        let remove = |map: &mut ClusterMap, index| map.apply(&keys::pg_map(PgId { pool, index }), None).unwrap();
+        map.pools.insert(pool, PoolConfig { pg_count: 12, ..PoolConfig::replicated("default", 3) });
+        (0..12).for_each(|index| put(&mut map, index, 12));
+        let holder = |map: &ClusterMap, index| map.pg_of(&layer.object(index)).map(|pg| pg.index);
+        for wished in [12, 4, 2, 1, 24] {
+            map.pools.get_mut(&pool).unwrap().pg_count = wished;
+            assert!((0..64).all(|index| holder(&map, index) == Some(layer.object(index).pg(12).index)), "{wished}");
+        }
+        // Some are merged on the way to two, others not; one map is on its way.
+        put(&mut map, 0, 4);
+        (4..12).step_by(4).for_each(|index| _ = remove(&mut map, index));
+        remove(&mut map, 7);
+        let expected = |index: u32| match layer.object(index).pg(12).index {
+            all if all % 4 == 0 => Some(0),
+            7 => None,
+            one => Some(one),
+        };
+        for wished in [2, 4, 12] {
+            map.pools.get_mut(&pool).unwrap().pg_count = wished;
+            assert!((0..64).all(|index| holder(&map, index) == expected(index)), "{wished}");
+        }
+        put(&mut map, 11, 8);
+        assert_eq!(map.scope(PgId { pool, index: 11 }), None, "number 11 of 8");
     }
 
     #[test]

@@ -93,6 +93,13 @@ pub fn pg_history(pg: PgId) -> String {
     format!("{PGS}history/{pg}")
 }
 
+/// The PG whose activation record or history this is.
+pub fn pg_record(key: &str) -> Option<PgId> {
+    let (group, pg) = key.strip_prefix(PGS)?.split_once('/')?;
+    let (pool, index) = pg.split_once('/').filter(|_| matches!(group, "activation" | "history"))?;
+    Some(PgId { pool: PoolId(pool.parse().ok()?), index: index.parse().ok()? })
+}
+
 /// The scrub of a PG that an operator asked for last.
 pub fn scrub(pg: PgId) -> String {
     format!("{SCRUBS}{pg}")
@@ -157,6 +164,14 @@ pub fn decode(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_are_told_from_maps() {
+        let pg = PgId { pool: PoolId(3), index: 17 };
+        assert_eq!([pg_activation(pg), pg_history(pg)].map(|key| pg_record(&key)), [Some(pg); 2]);
+        let others = [pg_map(pg), scrub(pg), "/blockyard/pg/history/3".into(), "/blockyard/pg/history/3/x".into()];
+        assert!(others.iter().all(|key| pg_record(key).is_none()));
+    }
 
     #[test]
     fn names_cannot_escape_their_key() {

@@ -100,7 +100,7 @@ pub struct PoolConfig {
     /// Fewest members that may accept writes; 1 to the number of copies, or from the number of data shards to that of all.
     pub min_size: u8,
     /// Placement groups that the pool shall have; 1 to 65,536. If this is raised to a multiple, the monitor splits the PGs one after the
-    /// other: what there is now say their maps ([`PgMap::pg_count`](super::PgMap::pg_count)).
+    /// other, if it is lowered to a divisor, it merges them: what there is now say their maps ([`PgMap::pg_count`](super::PgMap::pg_count)).
     pub pg_count: u32,
     /// Size of a copy or data shard of an object in bytes: a power of two, 128 KiB to 4 MiB.
     pub block_size: u32,

@@ -15,6 +15,18 @@ pub(crate) struct Granted {
     until: Millis,
 }
 
+impl Granted {
+    /// Milliseconds for which somebody may yet count on it to whom that is not `harmless`.
+    pub fn left(&self, now: Millis, harmless: impl Fn(&Member) -> bool) -> u64 {
+        if self.to.as_ref().is_none_or(harmless) { 0 } else { self.until.saturating_sub(now) }
+    }
+
+    /// Whether nobody can count on it any more.
+    pub fn is_over(&self, now: Millis) -> bool {
+        self.to.is_none() || self.until <= now
+    }
+}
+
 impl Pg {
     /// As a member: the last word to our primary on its connection was at `last`. Called when we stop following it or lose it.
     pub fn lease_ends(&mut self, primary: Member, last: Millis) {
@@ -35,15 +47,20 @@ impl Pg {
         is_over: impl Fn(Member) -> bool,
     ) -> u64 {
         let harmless = |primary: &Member| *primary == asking || is_over(*primary);
-        let given = if self.lease.to.as_ref().is_none_or(harmless) { 0 } else { self.lease.until };
+        let given = self.lease.left(now, harmless);
         // What our previous run promised, we do not know.
         let unknown = if last.iter().flatten().all(harmless) { 0 } else { started + READ_LEASE_WAIT_MS };
-        given.max(unknown).saturating_sub(now)
+        given.max(unknown.saturating_sub(now))
     }
 
     /// Who leads us, on which connection.
     pub fn leader(&self) -> Option<(cluster_proto::link::LinkId, Member)> {
         self.led_by
+    }
+
+    /// What our primary asked is not answered any more: it leads another interval.
+    pub fn forget_query(&mut self) {
+        self.query = None;
     }
 
     /// The connection to our primary is gone, or we follow another one.

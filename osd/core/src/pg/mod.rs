@@ -5,6 +5,7 @@
 
 mod dirty;
 mod lease;
+mod merge;
 mod object_state;
 mod peering;
 mod split;
@@ -25,6 +26,7 @@ use crate::scrub::PgScrubs;
 use crate::secondary::HeldQuery;
 
 pub(crate) use dirty::DirtyMap;
+pub(crate) use merge::Owed;
 pub(crate) use object_state::{Missing, Shard};
 pub(crate) use peering::State;
 pub(crate) use table::PgTable;

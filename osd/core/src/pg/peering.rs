@@ -42,6 +42,8 @@ pub(crate) enum State {
     Stalled {
         until: Millis,
     },
+    /// The state store has no map of the PG any more: another PG has its objects, or will have. We will hear.
+    Unmapped,
 }
 
 impl State {
@@ -54,6 +56,7 @@ impl State {
             State::Activating => "activating",
             State::Active => "active",
             State::Stalled { .. } => "stalled",
+            State::Unmapped => "unmapped",
         }
     }
 }
@@ -195,29 +198,35 @@ impl Osd {
     pub(crate) fn pg_update(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
         let config = self.map.pools.get(&id.pool);
         let map = self.map.pgs.get(&id).cloned();
-        let config = config.map(|config| (config.scheme, usize::from(config.min_size)));
-        let (Some(map), Some(scope), Some((scheme, min_size))) = (map, self.map.scope(id), config) else {
+        let Some((scheme, min_size)) = config.map(|config| (config.scheme, usize::from(config.min_size))) else {
             return self.pg_forget(id);
         };
+        let (Some(map), Some(scope)) = (map, self.map.scope(id)) else { return self.pg_unmapped(id) };
         shard.set_pool(id.pool, scope.count);
         let us = Member { osd: self.options.id, incarnation: self.options.incarnation };
         let leads = map.primary() == Some(us);
         let acts = map.members().any(|(_, member)| member == us);
-        let mut parts = Vec::new();
-        match self.pgs.get(&id) {
-            Some(pg) if pg.epoch() >= map.epoch => return self.pg_settings(now, shard, id, min_size),
-            Some(_) => {
-                self.take_back(id, leads);
-                parts = self.pg_split(id, scope);
-            }
-            None if !acts && !self.early_queries.contains_key(&id) => return,
-            None if self.overlaps(scope) => return,
-            None => {
-                self.pgs.insert(id, Pg::new(scope, map.clone(), scheme, min_size));
-                self.inherit_mutations(scope);
-            }
+        let before = self.pgs.get(&id).map(|pg| (pg.epoch(), pg.scope()));
+        if before.is_some_and(|(epoch, _)| epoch >= map.epoch) {
+            return self.pg_settings(now, shard, id, min_size);
         }
-        self.depose_leader(id, map.primary());
+        let rivals = if before.is_some_and(|(_, before)| before == scope) { Vec::new() } else { self.rivals(scope) };
+        if !self.yields(&rivals, scope, map.epoch) {
+            return;
+        }
+        if before.is_none() {
+            if rivals.is_empty() && !acts && !self.early_queries.contains_key(&id) {
+                return;
+            }
+            self.pgs.insert(id, Pg::new(scope, map.clone(), scheme, min_size));
+            self.inherit_mutations(id);
+        } else {
+            self.take_back(id, leads);
+        }
+        let is_split = before.is_some_and(|(_, before)| before.includes(scope));
+        let parts = if is_split { self.pg_split(id, scope) } else { Vec::new() };
+        let freed = if is_split { Vec::new() } else { self.pg_merge(now, id, scope, map.epoch, &rivals) };
+        self.depose_leader(id, map.primary(), map.epoch);
         let former: BTreeSet<OsdId> =
             self.past_intervals(id).iter().flat_map(|i| i.osds().collect::<Vec<_>>()).collect();
         let Some(pg) = self.pgs.get_mut(&id) else { return };
@@ -233,6 +242,7 @@ impl Osd {
             self.recheck_early_query(now, shard, id);
         }
         self.update_parts(now, shard, &parts);
+        self.update_parts(now, shard, &freed);
     }
 
     /// What may change within an interval: how many members must have a change, and what is recorded of it.
@@ -247,6 +257,21 @@ impl Osd {
         if std::mem::replace(&mut pg.min_size, min_size) != min_size && pg.is_primary() {
             pg.activated = false;
             self.begin_round(now, shard, id);
+        } else if matches!(pg.state, State::Unmapped) {
+            self.begin_round(now, shard, id);
+        }
+    }
+
+    /// The PG's map is gone, but not its pool: it was merged into another, unless somebody removed the map by mistake. What we promised
+    /// and what is under way is not over with that, so the PG stays until we hear who has its objects now. It serves nothing any more: what
+    /// we would have to know for that may be gone too.
+    fn pg_unmapped(&mut self, id: PgId) {
+        if self.pgs.get(&id).is_some_and(Pg::is_primary) {
+            self.take_back(id, false);
+            if let Some(pg) = self.pgs.get_mut(&id) {
+                pg.round += 1;
+                pg.state = State::Unmapped;
+            }
         }
     }
 
@@ -262,8 +287,13 @@ impl Osd {
     /// Everything begun waits, and the members are asked anew.
     pub(crate) fn begin_round(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: PgId) {
         self.take_back(id, true);
+        let is_mapped = self.map.pgs.contains_key(&id);
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         pg.round += 1;
+        if !is_mapped {
+            pg.state = State::Unmapped;
+            return;
+        }
         pg.round_begun = now;
         pg.state = State::Draining;
         self.sync_before_peering(id);

@@ -1,4 +1,4 @@
-//! A PG becomes several, because its pool gets more PGs. docs/peering.md, "More PGs".
+//! A PG becomes several, because its pool gets more PGs. docs/peering.md, "More and fewer PGs".
 //!
 //! In the interval in which that is so, each part begins as a copy of what the PG was: with its members, its history, the leases it had
 //! given, and all changes still under way. From then on it goes its own way, like after any other change of the interval.
@@ -24,27 +24,16 @@ impl Pg {
 }
 
 impl Osd {
-    /// Whether a PG that is not known here is, or has, objects of one that is: a map of one of them is yet to come. Both are in the
-    /// state store at once, but need not arrive so.
-    pub(crate) fn overlaps(&self, scope: PgScope) -> bool {
-        let pool = scope.pg.pool;
-        let all = PgId { pool, index: 0 }..=PgId { pool, index: u32::MAX };
-        let others = self.pgs.range(all).filter(|(id, _)| **id != scope.pg).map(|(_, pg)| pg.scope());
-        others.into_iter().any(|other| other.includes(scope) || scope.includes(other))
-    }
-
     /// The PG has fewer objects from now on: nothing of it is under way but in our own store. Makes the PGs that get the others, which
     /// wait for their maps.
     pub(crate) fn pg_split(&mut self, id: PgId, scope: PgScope) -> Vec<PgId> {
         let Some(before) = self.pgs.get(&id).map(Pg::scope).filter(|before| *before != scope) else {
             return Vec::new();
         };
-        if !before.includes(scope) {
-            self.pg_join(id, scope);
-            return Vec::new();
-        }
+        debug_assert!(before.includes(scope), "pg {id} gets objects: it is merged");
         // Also if it leads the next interval: a part may have another primary, which must know of the lease.
-        self.depose_leader(id, None);
+        let epoch = self.map.pgs.get(&id).map(|map| map.epoch).unwrap_or_default();
+        self.depose_leader(id, None, epoch);
         self.send_away(id, scope);
         let parts: Vec<PgId> = before.parts(scope.count).skip(1).collect();
         for part in &parts {
@@ -56,7 +45,7 @@ impl Osd {
                 continue;
             }
             self.pgs.insert(part.pg, split);
-            self.inherit_mutations(part);
+            self.inherit_mutations(part.pg);
         }
         if let Some(pg) = self.pgs.get_mut(&id) {
             pg.count = scope.count;
@@ -64,35 +53,14 @@ impl Osd {
         parts
     }
 
-    /// The PG that we split it from was split twice, of which we heard at once; this part was not split the second time. What we made of
-    /// it is one PG.
-    fn pg_join(&mut self, id: PgId, scope: PgScope) {
-        let is_part = |other: &PgId, pg: &Pg| *other != id && scope.includes(pg.scope());
-        let parts: Vec<PgId> =
-            self.pgs.iter().filter(|(other, pg)| is_part(other, pg)).map(|(part, _)| *part).collect();
-        for part in parts {
-            debug_assert!(!self.map.pgs.contains_key(&part), "pg {part} is a part of pg {id}");
-            self.inherited.values_mut().for_each(|waiting| waiting.retain(|waiting| *waiting != part));
-            let Some(part) = self.pgs.remove(&part) else { continue };
-            if let Some(pg) = self.pgs.get_mut(&id) {
-                pg.dirty.join(part.dirty);
-            }
-        }
-        if let Some(pg) = self.pgs.get_mut(&id) {
-            pg.count = scope.count;
-        }
-    }
-
-    /// A PG that is new here waits for the changes that are under way in our store, if its objects may be among what they change:
-    /// those begun when they were another PG's, and its own from before it left and came back.
-    pub(crate) fn inherit_mutations(&mut self, scope: PgScope) {
-        let id = scope.pg;
-        let under_way = self.ops.ids().filter(|(_, op)| op.local == Local::Mutation);
-        let of_others = |pg: PgId| pg != id && scope.may_come_from(pg);
+    /// A PG that is new here, or has other objects than before, waits for the changes that are under way in our store: its objects may be
+    /// among what they change, because they were another PG's when those were begun.
+    pub(crate) fn inherit_mutations(&mut self, id: PgId) {
+        self.inherited.values_mut().for_each(|waiting| waiting.retain(|waiting| *waiting != id));
+        let under_way = self.ops.ids().filter(|(_, op)| op.local == Local::Mutation && op.pg.pool == id.pool);
         let (mut own, mut others) = (0, Vec::new());
         for (op, state) in under_way {
-            own += u32::from(state.pg == id);
-            others.extend(of_others(state.pg).then_some(op));
+            if state.pg == id { own += 1 } else { others.push(op) }
         }
         let Some(pg) = self.pgs.get_mut(&id) else { return };
         pg.local_mutations = own + others.len() as u32;
@@ -117,7 +85,7 @@ impl Osd {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use cluster_proto::Uuid;
     use cluster_proto::ids::{Incarnation, OsdId, PoolId};
     use cluster_proto::limits::READ_LEASE_WAIT_MS;
@@ -129,16 +97,16 @@ mod tests {
     use crate::osd::OsdOptions;
     use crate::testing::Empty;
 
-    fn member(osd: u32) -> Member {
+    pub(in crate::pg) fn member(osd: u32) -> Member {
         Member { osd: OsdId(osd), incarnation: Incarnation(u64::from(osd)) }
     }
 
-    fn pg(index: u32) -> PgId {
+    pub(in crate::pg) fn pg(index: u32) -> PgId {
         PgId { pool: PoolId(1), index }
     }
 
     /// OSD 2, as a member of PG 1 of 2, which OSD 1 leads.
-    fn member_of_one() -> (Osd, Empty) {
+    pub(in crate::pg) fn member_of_one() -> (Osd, Empty) {
         let id = OsdId(2);
         let options = OsdOptions {
             id,
@@ -157,7 +125,7 @@ mod tests {
     }
 
     /// The map of PG `index` of `count` arrives: `primary` leads it.
-    fn hear(osd: &mut Osd, shard: &mut Empty, index: u32, (epoch, count): (u32, u32), primary: u32) {
+    pub(in crate::pg) fn hear(osd: &mut Osd, shard: &mut Empty, index: u32, (epoch, count): (u32, u32), primary: u32) {
         let (first, second) = (serde_json::to_string(&member(1)).unwrap(), serde_json::to_string(&member(2)).unwrap());
         let value = format!(
             r#"{{"epoch":{epoch},"primary":{primary},"acting":[{first},{second}],"target":[1,2],"pg-count":{count}}}"#
@@ -166,7 +134,7 @@ mod tests {
         osd.check_invariants();
     }
 
-    fn known(osd: &Osd) -> Vec<(u32, u32)> {
+    pub(in crate::pg) fn known(osd: &Osd) -> Vec<(u32, u32)> {
         osd.pgs.values().map(|pg| (pg.scope().pg.index, pg.scope().count)).collect()
     }
 

@@ -171,7 +171,7 @@ fn a_pool_gets_more_pgs_while_it_serves_and_an_osd_dies() {
         let mut fleet = fleet(FleetOptions::default());
         let mut lanes = lanes(3);
         let refused = fleet.blockyard(&["pool", "set-pg-count", "default", "48"]);
-        assert_ne!(refused.status, 0, "48 is not a multiple of 32");
+        assert_ne!(refused.status, 0, "48 is neither a multiple of 32 nor a divisor");
         let slowest = under_load(&mut fleet, &mut lanes, |fleet| {
             thread::sleep(Duration::from_millis(500));
             fleet.blockyard(&["pool", "set-pg-count", "default", "128"]).ok();
@@ -182,6 +182,35 @@ fn a_pool_gets_more_pgs_while_it_serves_and_an_osd_dies() {
             fleet.wait_status(60, "128 placement groups serve, with all data", |status| {
                 status["pgs"]["total"] == 128 && status["pgs"]["active"] == 128
             });
+        });
+        println!("{} writes, the slowest request took {slowest:?}", writes(&lanes));
+        check(&fleet, &mut lanes);
+    });
+}
+
+#[test]
+fn a_pool_gets_fewer_pgs_while_it_serves_and_osds_die() {
+    limited(180, || {
+        if !have(&["etcd", "etcdctl"]) {
+            return;
+        }
+        let mut fleet = fleet(FleetOptions::default());
+        let mut lanes = lanes(3);
+        let slowest = under_load(&mut fleet, &mut lanes, |fleet| {
+            thread::sleep(Duration::from_millis(500));
+            fleet.blockyard(&["pool", "set-pg-count", "default", "4"]).ok();
+            thread::sleep(Duration::from_millis(200));
+            fleet.kill("osd.2");
+            thread::sleep(Duration::from_millis(500));
+            fleet.start_osd(2);
+            let has = |status: &serde_json::Value, count: u32| {
+                status["pgs"]["total"] == count && status["pgs"]["active"] == count
+            };
+            fleet.wait_status(60, "4 placement groups serve, with all data", |status| has(status, 4));
+            fleet.blockyard(&["pool", "set-pg-count", "default", "12"]).ok();
+            fleet.kill("osd.1");
+            fleet.start_osd(1);
+            fleet.wait_status(60, "12 placement groups serve, with all data", |status| has(status, 12));
         });
         println!("{} writes, the slowest request took {slowest:?}", writes(&lanes));
         check(&fleet, &mut lanes);
