@@ -10,7 +10,7 @@ use cluster_proto::map::{ClusterMap, Interval, PgMap, PoolConfig, Scheme};
 use cluster_proto::{Epoch, OsdId, PgId, PgScope, PoolId};
 
 use crate::interval::{self, Running};
-use crate::split::{PARTS_MAX, count_of, is_ready, next_count, share};
+use crate::split::{PARTS_MAX, count_of, is_ready, share};
 
 /// PGs that shall become one.
 pub(crate) struct Group {
@@ -28,36 +28,31 @@ pub(crate) enum Step {
     Merge(PgMap, Vec<Interval>),
 }
 
-/// What a pool's PGs shall be merged to, those with the fewest objects first. Only groups of which all parts are there.
-pub(crate) fn groups(map: &ClusterMap, id: PoolId, pool: &PoolConfig) -> Vec<Group> {
+/// The groups of a pool whose PGs shall be merged to `count` next. Only those of which all parts are there.
+pub(crate) fn groups(map: &ClusterMap, id: PoolId, pool: &PoolConfig, count: Option<u32>) -> Vec<Group> {
+    let Some(count) = count else { return Vec::new() };
     let all = PgId { pool: id, index: 0 }..=PgId { pool: id, index: u32::MAX };
-    let scope = |pg: PgId, present: &PgMap| PgScope { pg, count: count_of(present, pool) };
-    let present: Vec<PgScope> = map.pgs.range(all).map(|(pg, present)| scope(*pg, present)).collect();
-    let mut found: BTreeMap<(u32, u32), Vec<PgScope>> = BTreeMap::new();
-    for part in present.iter().filter(|part| part.count > pool.pg_count) {
-        if let Some(count) = next_count(part.count, pool.pg_count) {
-            found.entry((count, part.pg.index % count)).or_default();
+    let mut found: BTreeMap<PgId, Vec<PgScope>> = BTreeMap::new();
+    for (pg, present) in map.pgs.range(all) {
+        let part = PgScope { pg: *pg, count: count_of(present, pool) };
+        if is_part(part.count, count) {
+            found.entry(part.whole(count).pg).or_default().push(part);
         }
     }
-    let counts: Vec<u32> = found.keys().map(|(count, _)| *count).collect();
-    for part in &present {
-        let mut last = 0;
-        for count in counts.iter().filter(|count| part.count.is_multiple_of(**count)) {
-            if last != *count
-                && let Some(parts) = found.get_mut(&(*count, part.pg.index % count))
-            {
-                parts.push(*part);
-            }
-            last = *count;
-        }
-    }
-    let whole = |count: u32, index: u32| PgScope { pg: PgId { pool: id, index }, count };
-    let groups = found.into_iter().rev().map(|((count, index), parts)| (whole(count, index), parts));
-    let complete = groups.filter(|(whole, parts)| {
+    let complete = found.into_iter().filter(|(_, parts)| {
         let (has, all) = share(parts.iter().map(|part| part.count));
-        has * u64::from(whole.count) == all && (2..=PARTS_MAX as usize).contains(&parts.len())
+        has * u64::from(count) == all && (2..=PARTS_MAX as usize).contains(&parts.len())
     });
-    complete.map(|(whole, parts)| Group { whole, parts: parts.into_iter().map(|part| part.pg).collect() }).collect()
+    let group = |(pg, parts): (PgId, Vec<PgScope>)| {
+        let parts = parts.into_iter().map(|part| part.pg).collect();
+        Group { whole: PgScope { pg, count }, parts }
+    };
+    complete.map(group).collect()
+}
+
+/// Whether a PG of so many becomes part of one of which there are `count`.
+pub(crate) fn is_part(own: u32, count: u32) -> bool {
+    own > count && own.is_multiple_of(count)
 }
 
 impl Group {

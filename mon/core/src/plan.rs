@@ -6,10 +6,10 @@ use cluster_proto::map::{Activation, ClusterMap, Interval, Member, PgMap, PoolCo
 use cluster_proto::{Epoch, OsdId, PgId, PgScope, PoolId};
 
 use crate::interval::{self, Running};
-use crate::merge::{Group, Step, groups, same_osds};
+use crate::merge::{Group, Step, groups, is_part, same_osds};
 use crate::placement::{preferred_primaries, targets};
 use crate::problem::{Problem, ProblemCode, count, list};
-use crate::split::{Split, changes_allowed, count_of, is_ready, next_count, share};
+use crate::split::{Split, changes_allowed, count_of, is_ready, merge_count, next_count, share};
 
 /// A new interval of one PG.
 ///
@@ -127,7 +127,7 @@ pub fn plan(map: &ClusterMap, running: &Running, usable: &BTreeSet<OsdId>) -> Pl
         let placed = shape.fits.then(|| place(map, *id, pool, &shape, usable));
         let placed = placed.and_then(|placed| placed.map_err(|problem| plan.problems.push(problem)).ok());
         let mut may_begin = changes_allowed(map, pgs_of(map, *id));
-        let groups = groups(map, *id, pool);
+        let groups = groups(map, *id, pool, shape.merges_to);
         let merged = merge(map, running, pool, &groups, &mut may_begin, &mut plan);
         for (pg, present) in pgs_of(map, *id).filter(|(pg, _)| !merged.contains(pg)) {
             let now = count_of(present, pool);
@@ -143,7 +143,8 @@ pub fn plan(map: &ClusterMap, running: &Running, usable: &BTreeSet<OsdId>) -> Pl
             let is_elsewhere = !wished.is_empty() && !same_osds(pool.scheme, wished, &present.target);
             let moves = is_elsewhere || present.target.is_empty();
             // Until all are split or merged, only what cannot stay moves, and what must be together: afterwards it may be in its place.
-            let can_stay = present.target.iter().all(|osd| usable.contains(osd)) && now <= pool.pg_count;
+            let is_part = shape.merges_to.is_some_and(|count| is_part(now, count));
+            let can_stay = !is_part && present.target.iter().all(|osd| usable.contains(osd));
             let waits = splits.is_some() || (shape.pg_count != Some(pool.pg_count) && can_stay);
             let stays = waits || (moves && may_move == 0);
             let target = if stays { &present.target } else { wished };
@@ -176,6 +177,8 @@ fn same_members(a: &[OsdId], b: &[OsdId]) -> Option<bool> {
 struct Shape {
     /// How many there are, or shall be when all are created. None: some are split or merged and others not.
     pg_count: Option<u32>,
+    /// To how many PGs those that are too many are merged next.
+    merges_to: Option<u32>,
     /// From what there is leads a way to what shall be.
     fits: bool,
     /// There is a PG for every object.
@@ -186,6 +189,7 @@ impl Shape {
     fn of(map: &ClusterMap, id: PoolId, pool: &PoolConfig) -> Self {
         let counts: BTreeSet<u32> = pgs_of(map, id).map(|(_, present)| count_of(present, pool)).collect();
         let fits = counts.iter().all(|count| leads_to(*count, pool));
+        let merges_to = merge_count(&counts, pool.pg_count);
         let (has, all) = share(pgs_of(map, id).map(|(_, present)| count_of(present, pool)));
         let is_complete = has == all;
         let pg_count = match counts.len() {
@@ -193,7 +197,7 @@ impl Shape {
             1 => counts.first().copied(),
             _ => None,
         };
-        Self { pg_count, fits, is_complete }
+        Self { pg_count, merges_to, fits, is_complete }
     }
 }
 
@@ -219,8 +223,8 @@ fn place(
     shape: &Shape,
     usable: &BTreeSet<OsdId>,
 ) -> Result<BTreeMap<u32, Place>, Problem> {
-    let first_of = |count: u32, index: u32| match next_count(count, pool.pg_count) {
-        Some(next) if next < count => index % next,
+    let first_of = |own: u32, index: u32| match shape.merges_to {
+        Some(count) if is_part(own, count) => index % count,
         _ => index,
     };
     let firsts: BTreeMap<u32, u32> = match shape.pg_count {

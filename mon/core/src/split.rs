@@ -1,7 +1,7 @@
 //! A pool gets more PGs: each of those there are is split, in one transaction that stands for itself. docs/peering.md, "More and fewer
 //! PGs". How it gets fewer is in `merge.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cluster_proto::PgId;
 use cluster_proto::limits::PG_COUNT_MAX;
@@ -32,6 +32,20 @@ pub(crate) fn next_count(count: u32, wished: u32) -> Option<u32> {
         false if count.is_multiple_of(wished) => first_step(count / wished).map(|step| count / step),
         _ => None,
     }
+}
+
+/// How many PGs those with the fewest objects are merged to next, if there are PGs of so many kinds and more than the `wished`. It has to do with
+/// all kinds: each is made of PGs of this one, or has such as its parts, so that each PG can become part of one of these, or need not.
+pub(crate) fn merge_count(counts: &BTreeSet<u32>, wished: u32) -> Option<u32> {
+    let most = counts.last().copied().filter(|most| *most > wished)?;
+    let steps = (2..=PARTS_MAX).rev().filter(|step| most.is_multiple_of(*step)).map(|step| most / step);
+    let fits = |next: u32| {
+        let mut counts = counts.iter();
+        counts.all(|count| count.is_multiple_of(next) || next.is_multiple_of(*count))
+    };
+    steps
+        .into_iter()
+        .find(|next| fits(*next) && (*next == wished || next_count(*next, wished).is_some_and(|n| n < *next)))
 }
 
 /// By what a number is multiplied first, if it is to become `factor` times as much in steps that are not too large. None: that is no change,
@@ -136,6 +150,18 @@ mod tests {
         assert!(refused(131_072).contains("up to 65536"));
         assert!(refused(64 * 37).contains("37 has a prime factor above 32"));
     }
+    #[test]
+    fn a_step_of_merges_has_to_do_with_all_there_is() {
+        let next = |counts: &[u32], wished| merge_count(&counts.iter().copied().collect(), wished);
+        assert_eq!((next(&[48], 1), next(&[24, 48], 1), next(&[3, 48], 1)), (Some(2), Some(2), Some(3)));
+        assert_eq!(
+            (next(&[4, 16], 8), next(&[8, 16], 8), next(&[2, 4], 8), next(&[], 8)),
+            (Some(8), Some(8), None, None)
+        );
+        assert_eq!((next(&[64], 64), next(&[65_536], 1), next(&[64 * 37], 64)), (None, Some(2_048), None));
+        assert_eq!(next(&[4, 6], 2), Some(2));
+    }
+
     #[test]
     fn shares_add_up() {
         assert_eq!(share([4, 4, 8, 8, 12, 12, 12].into_iter()), (24, 24));

@@ -531,6 +531,19 @@ fn the_number_of_pgs_may_change_again_at_any_time() {
     }
     settle_at(&mut map, 48);
     settle_at(&mut map, 4);
+    // Some PGs of 12 and others of 48 do not go to two: first those of 48 become PGs of 12.
+    settle_at(&mut map, 12);
+    map.pools.get_mut(&POOL).unwrap().pg_count = 48;
+    map.osds.remove(&OsdId(2));
+    for _ in 0..3 {
+        let planned = plan(&map);
+        apply(&mut map, &planned);
+        activate(&mut map);
+    }
+    start(&mut map, 2, 2);
+    let counts: BTreeSet<_> = map.pgs.values().map(|present| present.pg_count).collect();
+    assert_eq!(counts.len(), 2);
+    settle_at(&mut map, 1);
 }
 
 #[test]
