@@ -33,7 +33,7 @@ impl Cluster {
     ///
     /// # Panics
     /// It was not ready in time; with what it said.
-    pub fn start(dir: &Path, scheme: Scheme, size: u64, etcd: bool) -> Result<Self> {
+    pub fn start(dir: &Path, scheme: Scheme, size: u64, etcd: bool, busy_poll_us: u32) -> Result<Self> {
         let bytes = (2 * scheme.share(size)).max(OSD_BYTES_MIN);
         if etcd {
             let fleet = fleet(dir, scheme.osds().into(), bytes)?;
@@ -44,7 +44,9 @@ impl Cluster {
         let (osds, image, [scheme_option, scheme_value]) =
             (scheme.osds().to_string(), format!("{IMAGE}={size}"), scheme.options());
         let osd_size = bytes.to_string();
-        let options = ["--osds", &osds, &scheme_option, &scheme_value, "--osd-size", &osd_size, "--image", &image];
+        let polling = format!("--busy-poll-us={busy_poll_us}");
+        let options =
+            ["--osds", &osds, &scheme_option, &scheme_value, "--osd-size", &osd_size, "--image", &image, &polling];
         let cluster = e2e::Cluster::start_in(e2e::scratch_in(dir), &options);
         (1..=scheme.osds().into()).try_for_each(|id| allocate(&cluster.osd_file(id), bytes))?;
         Ok(Self::Up(cluster))

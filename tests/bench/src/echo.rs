@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use cluster_io::{ConnId, Event, Reactor, ReactorConfig};
 
+use crate::cpu;
 use crate::load::{Io, Target};
 
 /// What a request without payload, or an answer without data, takes on the wire. Bytes.
@@ -99,6 +100,11 @@ impl Server {
         let out = child.stdout.take().context("the echo server has no output")?;
         BufReader::new(out).read_line(&mut line)?;
         Ok(Self { address: line.trim().parse().context("the echo server did not start")?, child })
+    }
+
+    /// CPU time so far. Nanoseconds.
+    pub fn cpu(&self) -> u64 {
+        cpu::parts(&[self.child.id()]).values().sum()
     }
 }
 

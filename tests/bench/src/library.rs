@@ -1,6 +1,6 @@
 //! Load through the client library, in the benchmark's own thread.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use blockyard_client::LocalImage;
@@ -26,6 +26,11 @@ impl Library {
         let state = cluster_state::connect(etcd)?;
         let image = runtime.block_on(LocalImage::open(state, None, "default", name))?;
         Ok(Self { image, payload })
+    }
+
+    /// Looks for answers so long before it sleeps.
+    pub fn poll(&mut self, time: Duration) {
+        self.image.set_busy_poll(time);
     }
 }
 

@@ -44,8 +44,11 @@ pub struct MatrixOptions {
     #[arg(long, value_delimiter = ',', default_value = "nbd,library")]
     doors: Vec<String>,
     /// With real etcd, and a process for each OSD, monitor and gateway, instead of 'blockyard up'.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "busy_poll_us")]
     etcd: bool,
+    /// OSDs, gateway and the library look for work so long before they sleep. Microseconds.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    busy_poll_us: u32,
     /// Also write the figures to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -120,6 +123,7 @@ struct Bench<'a> {
     scheme: Scheme,
     // Connections end before the cluster does.
     echo: Echo,
+    echo_server: &'a Server,
     nbd: Nbd,
     library: Library,
     cluster: Cluster,
@@ -133,14 +137,22 @@ struct Run {
 }
 
 impl<'a> Bench<'a> {
-    fn start(options: &'a MatrixOptions, scheme: Scheme, dir: &Path, runtime: &Handle, echo: &Server) -> Result<Self> {
-        let cluster = Cluster::start(dir, scheme, options.size, options.etcd)?;
+    fn start(
+        options: &'a MatrixOptions,
+        scheme: Scheme,
+        dir: &Path,
+        runtime: &Handle,
+        echo_server: &'a Server,
+    ) -> Result<Self> {
+        let cluster = Cluster::start(dir, scheme, options.size, options.etcd, options.busy_poll_us)?;
         let payload = load::payload();
         let mut library = Library::open(runtime, &cluster.etcd(), IMAGE, payload.clone())?;
         // So that reads find data.
         load::write_pieces(&mut library, 8, load::whole(options.size))?;
+        library.poll(Duration::from_micros(options.busy_poll_us.into()));
         let nbd = Nbd::connect(cluster.nbd(), IMAGE, payload)?;
-        Ok(Self { options, scheme, echo: Echo::connect(echo.address)?, nbd, library, cluster })
+        let echo = Echo::connect(echo_server.address)?;
+        Ok(Self { options, scheme, echo, echo_server, nbd, library, cluster })
     }
 
     /// How long a run takes.
@@ -156,7 +168,7 @@ impl<'a> Bench<'a> {
         let (mut nbd, mut library) = (Vec::new(), Vec::new());
         for _ in 0..self.options.runs.max(1) {
             // In turn, so that a machine that changes its speed changes it for all three.
-            echoes.push(load::run(&mut self.echo, case, size, time / 2)?);
+            echoes.push(self.echo(case)?);
             if through_nbd {
                 nbd.push(observed(&self.cluster, &mut self.nbd, case, size, time)?);
             }
@@ -167,6 +179,13 @@ impl<'a> Bench<'a> {
         let doors = [("nbd", &nbd), ("library", &library)];
         let doors = doors.into_iter().filter(|(_, runs)| !runs.is_empty());
         Ok(doors.map(|(door, runs)| row(self.scheme, case, door, &echoes, runs)).collect())
+    }
+
+    /// The same bytes, echoed, with the CPU time of the other side.
+    fn echo(&mut self, case: Case) -> Result<(Sample, u64)> {
+        let (before, time) = (self.echo_server.cpu(), self.time() / 2);
+        let sample = load::run(&mut self.echo, case, self.options.size, time)?;
+        Ok((sample, self.echo_server.cpu().saturating_sub(before)))
     }
 
     /// Runs a case once more, for what the OSDs do meanwhile.
@@ -207,12 +226,14 @@ fn observed(cluster: &Cluster, target: &mut impl Target, case: Case, size: u64, 
 }
 
 /// The medians of some runs.
-fn row(scheme: Scheme, case: Case, door: &str, echoes: &[Sample], runs: &[Run]) -> Row {
+fn row(scheme: Scheme, case: Case, door: &str, echoes: &[(Sample, u64)], runs: &[Run]) -> Row {
     let of = |f: &dyn Fn(&Run) -> f64| median(runs.iter().map(f).collect());
     let per_op = |f: &dyn Fn(&Run) -> f64| of(&|run| f(run) / run.sample.count as f64);
     let cpu = |part: &str| per_op(&|run| run.cpu.get(part).copied().unwrap_or(0) as f64 / 1000.0);
-    let echo_mean_us = median(echoes.iter().map(Sample::mean_us).collect());
-    let echo_rate = median(echoes.iter().map(Sample::rate).collect());
+    let of_echo = |f: &dyn Fn(&(Sample, u64)) -> f64| median(echoes.iter().map(f).collect());
+    let echo_mean_us = of_echo(&|(sample, _)| sample.mean_us());
+    let echo_rate = of_echo(&|(sample, _)| sample.rate());
+    let echo_cpu_us = of_echo(&|(sample, other)| (sample.own_cpu + other) as f64 / 1000.0 / sample.count as f64);
     let iops = of(&|run| run.sample.rate());
     let mean_us = of(&|run| run.sample.mean_us());
     let bytes = if case.write { f64::from(case.bytes) } else { f64::INFINITY };
@@ -235,6 +256,7 @@ fn row(scheme: Scheme, case: Case, door: &str, echoes: &[Sample], runs: &[Run]) 
         device_writes: per_op(&|run| run.osds.device_writes),
         device_bytes: per_op(&|run| run.osds.device_bytes / bytes),
         echo_mean_us,
+        echo_cpu_us,
         latency_ratio: mean_us / echo_mean_us,
         rate_ratio: iops / echo_rate,
     }

@@ -42,6 +42,9 @@ pub struct Row {
     pub device_bytes: f64,
     /// The echo of the same bytes, in the same run.
     pub echo_mean_us: f64,
+    /// Its CPU time, of both sides.
+    #[serde(default)]
+    pub echo_cpu_us: f64,
     /// Mean latency, over the echo's.
     pub latency_ratio: f64,
     /// Rate, over the echo's.
@@ -95,6 +98,7 @@ pub fn print(rows: &[Row], baseline: &[Row]) {
         "dev. writes",
         "dev. bytes",
         "echo us",
+        "echo cpu",
         "latency/echo",
         "rate/echo",
     ];
@@ -117,6 +121,7 @@ pub fn print(rows: &[Row], baseline: &[Row]) {
             (row.device_writes, 2),
             (row.device_bytes, 2),
             (row.echo_mean_us, 1),
+            (row.echo_cpu_us, 2),
             (row.latency_ratio, 2),
             (row.rate_ratio, 2),
         ];
