@@ -1,7 +1,8 @@
 //! Volume operations in the words of the client core, and its answers in the words of a volume.
 //!
 //! Everything acknowledged is durable on every member of the PG, so `fua` asks for nothing more and a flush waits for
-//! nothing; that holds for all connections to an image, of this and every other gateway.
+//! nothing; that holds for all connections to an image, of this and every other gateway. In lazy pools a flush makes durable what this
+//! gateway answered on any connection, and a change with `fua` is flushed before it is answered (`driver/completion.rs`).
 
 use cluster_client::{Extent as ImageExtent, ImageOp, ImageReply};
 use cluster_proto::Status as ClusterStatus;
@@ -48,6 +49,11 @@ fn volume_status(status: ClusterStatus) -> Status {
         | ClusterStatus::NoSpace
         | ClusterStatus::BadPayload => Status::Failed,
     }
+}
+
+/// Whether the operation is to be durable when it is answered.
+pub(crate) fn is_fua(op: &VolumeOp) -> bool {
+    matches!(op, VolumeOp::Write { fua: true, .. } | VolumeOp::WriteZeroes { fua: true, .. })
 }
 
 /// Whether the operation changes the volume.

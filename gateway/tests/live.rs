@@ -325,6 +325,24 @@ fn a_stop_makes_durable_what_was_answered_but_does_not_wait_for_ever() {
 }
 
 #[test]
+fn a_change_that_must_be_durable_is_when_it_is_answered() {
+    let cluster = Cluster::start(2);
+    cluster.txn(lazy_pool(2));
+    cluster.create_image("demo", SIZE);
+    let gateway = Gateway::start(&cluster);
+    cluster.run(gateway.handle.wait_export("demo"));
+    let mut client = gateway.client("demo");
+    assert_eq!(client.write(1 << 20, &[7; 4096]), Ok(()));
+    gateway.wait("a change is not durable", |stats| stats.unsynced == 1);
+    let begun = Instant::now();
+    assert_eq!(client.write_fua(0, &[7; 4096]), Ok(()));
+    // By itself it would have synced after 5 s.
+    gateway.wait("both are durable", |stats| stats.unsynced == 0);
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    gateway.stop();
+}
+
+#[test]
 fn a_port_in_use_is_said_plainly() {
     let cluster = Cluster::start(1);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

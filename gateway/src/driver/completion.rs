@@ -7,14 +7,14 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use cluster_client::Client;
+use cluster_client::{Client, ImageId, ImageOp};
 use cluster_io::ConnId;
 use gateway_core::{Status, VolumeOp, VolumeReply};
 use slab::Slab;
 
 use crate::directory::{Attachment, Export};
 use crate::metrics::{OpKind, op_bytes};
-use crate::volume_cluster::{image_op, is_write, payload_bytes, volume_reply};
+use crate::volume_cluster::{image_op, is_fua, is_write, payload_bytes, volume_reply};
 
 /// A request at the cluster.
 struct Flight {
@@ -27,6 +27,9 @@ struct Flight {
     /// Bytes of its payload, which is in memory until the answer.
     payload: usize,
     started_ns: u64,
+    image: ImageId,
+    /// To be made durable before it is answered, if it is not by then (lazy pools).
+    fua: bool,
 }
 
 /// An answer on its way to a session.
@@ -88,6 +91,8 @@ impl Flights {
             bytes: op_bytes(&op),
             payload,
             started_ns: now_ns,
+            image: attachment.image,
+            fua: is_fua(&op),
         };
         self.payload_bytes += payload;
         let key = self.flights.insert(flight);
@@ -101,6 +106,14 @@ impl Flights {
         }
         loop {
             let (_, key, result) = client.poll_reply()?;
+            if let Some(flight) = self.flights.get_mut(key as usize)
+                && std::mem::take(&mut flight.fua)
+                && result.is_ok()
+                && client.unsynced() > 0
+            {
+                client.submit(flight.image, key, ImageOp::Flush);
+                continue;
+            }
             let Some(flight) = self.flights.try_remove(key as usize) else {
                 debug_assert!(false, "the core answered {key:#x}, which was not asked or was answered before");
                 continue;

@@ -44,8 +44,12 @@ impl Client {
     }
 
     pub fn send(&mut self, command: u16, cookie: u64, offset: u64, len: u32, payload: &[u8]) {
+        self.send_flagged(0, command, cookie, offset, len, payload);
+    }
+
+    fn send_flagged(&mut self, flags: u16, command: u16, cookie: u64, offset: u64, len: u32, payload: &[u8]) {
         let mut header = 0x2560_9513_u32.to_be_bytes().to_vec();
-        header.extend_from_slice(&0u16.to_be_bytes());
+        header.extend_from_slice(&flags.to_be_bytes());
         header.extend_from_slice(&command.to_be_bytes());
         header.extend_from_slice(&cookie.to_be_bytes());
         header.extend_from_slice(&offset.to_be_bytes());
@@ -64,6 +68,15 @@ impl Client {
 
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), u32> {
         self.send(1, offset, offset, data.len() as u32, data);
+        match self.reply() {
+            (0, _) => Ok(()),
+            (errno, _) => Err(errno),
+        }
+    }
+
+    /// A write that is to be durable when it is answered.
+    pub fn write_fua(&mut self, offset: u64, data: &[u8]) -> Result<(), u32> {
+        self.send_flagged(1, 1, offset, offset, data.len() as u32, data);
         match self.reply() {
             (0, _) => Ok(()),
             (errno, _) => Err(errno),
