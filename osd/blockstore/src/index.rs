@@ -102,6 +102,8 @@ type Table<T> = HashMap<Key, T, BuildHasherDefault<Mixer>>;
 #[derive(Default)]
 struct Partition {
     objects: Table<Record>,
+    /// Places of `objects`, used or not.
+    places: u64,
     /// What the staged changes of its objects replaced.
     undos: Table<Undo>,
     /// Sectors of `objects`.
@@ -311,7 +313,7 @@ impl Index {
         let old = self.record(place).copied();
         let (extents, crcs) = content.map_or((DELETED, 0), |c| (c.extents.len() as u16, c.crcs.len() as u16));
         let mut record = Record { version, slot: Slot::default(), extents, crcs };
-        record.slot = self.slot_for(old.as_ref(), record.words());
+        record.slot = self.slot_for(place, old.as_ref(), record.words());
         if let Some(content) = content {
             pack(content, self.arena.words_mut(record.slot, record.words()));
         }
@@ -322,7 +324,7 @@ impl Index {
     /// Removes an object, which has given up its sectors.
     fn remove(&mut self, place: Place) {
         let Some(record) = self.partitions[place.partition].objects.remove(&place.key) else { return };
-        self.arena.free(record.slot, record.words());
+        self.free_slot(&record);
         self.count_sectors(place, record.crcs, 0);
         self.objects -= 1;
         let layer = &mut self.layers[place.key.layer as usize];
@@ -339,22 +341,27 @@ impl Index {
     }
 
     /// Keeps the old slot if the size class is the same, otherwise changes it for another.
-    fn slot_for(&mut self, old: Option<&Record>, words: usize) -> Slot {
+    fn slot_for(&mut self, place: Place, old: Option<&Record>, words: usize) -> Slot {
         match old {
-            Some(old) if Arena::same_class(old.words(), words) => old.slot,
-            Some(old) => {
-                self.arena.free(old.slot, old.words());
-                self.arena.allocate(words)
-            }
-            None => self.arena.allocate(words),
+            Some(old) if Arena::same_class(old.words(), words) => return old.slot,
+            Some(old) => self.free_slot(old),
+            None => {}
         }
+        self.arena.allocate(words, [place.key.layer, place.key.index])
+    }
+
+    /// Gives a slot back. The object whose slot the arena moves into its place is told.
+    fn free_slot(&mut self, record: &Record) {
+        let Some(moved) = self.arena.free(record.slot, record.words()) else { return };
+        let [layer, index] = moved.owner;
+        let partition = self.partition_of(&self.layers[layer as usize].own.object(index));
+        let owner = self.partitions[partition].objects.get_mut(&Key { layer, index });
+        owner.expect("a slot in use has an owner").slot = moved.slot;
     }
 
     fn insert(&mut self, place: Place, record: Record, is_new: bool) {
-        let objects = &mut self.partitions[place.partition].objects;
-        let capacity = objects.capacity();
-        objects.insert(place.key, record);
-        self.places += ((objects.capacity() - capacity) as u64 * 8).div_ceil(7);
+        self.partitions[place.partition].objects.insert(place.key, record);
+        self.count_places(place.partition);
         if is_new {
             self.objects += 1;
             let layer = &mut self.layers[place.key.layer as usize];
@@ -366,10 +373,19 @@ impl Index {
     /// Makes room for the objects of a partition's checkpoint.
     pub fn reserve(&mut self, partition: u32, objects: usize) {
         let map = &mut self.partitions[partition as usize].objects;
-        let capacity = map.capacity();
         // A count from the disk may be absurd: the rest grows as it comes.
         map.reserve(objects.min(1 << 22));
-        self.places += ((map.capacity() - capacity) as u64 * 8).div_ceil(7);
+        self.count_places(partition as usize);
+    }
+
+    /// Counts the places that a table got. One from which keys were removed may tell less than it has, and tables do not
+    /// shrink: the most that it ever told is true.
+    fn count_places(&mut self, partition: usize) {
+        let own = &mut self.partitions[partition];
+        let places = (own.objects.capacity() as u64 * 8).div_ceil(7);
+        let grown = places.saturating_sub(own.places);
+        own.places += grown;
+        self.places += grown;
     }
 
     /// Takes an object in from its partition's checkpoint.

@@ -1,5 +1,7 @@
 //! The index alone: what changes do to objects, digests and checkpoints.
 
+mod memory;
+
 use super::*;
 use crate::format::checkpoint::{Before, ContentReader};
 use crate::format::log::{Change, Kind};
