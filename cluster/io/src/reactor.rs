@@ -68,7 +68,7 @@ impl ReactorConfig {
 pub struct Counters {
     /// Calls of [`Reactor::turn`].
     pub turns: u64,
-    /// System calls `io_uring_enter`: at most one per turn, more only when a submission queue was full.
+    /// System calls `io_uring_enter`: at most one per turn, more only when a submission queue was full, or while it polls.
     pub enters: u64,
     /// Completions harvested.
     pub completions: u64,
