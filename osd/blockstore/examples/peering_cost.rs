@@ -2,38 +2,16 @@
 //!
 //! `cargo run --release -p blockstore --example peering_cost [thousands of objects]`
 
+mod support;
+
 use std::time::{Duration, Instant};
 
-use blockstore::{DeviceOp, DeviceResult, Durability, FormatOptions, Store, StoreConfig, format};
-use buffer::{Buffer, BufferMut};
+use blockstore::{Durability, FormatOptions, Store, StoreConfig, format};
+use buffer::Buffer;
 use cluster_proto::ids::{LayerId, ObjectId, OsdId, PgId, PoolId, Version};
-use cluster_proto::shard::{Buckets, Origin, ShardIndex, ShardOp, ShardOutcome};
+use cluster_proto::shard::{Buckets, Origin, ShardIndex, ShardOp};
 use cluster_proto::{PgScope, SectorRange};
-
-/// Completes every request; reads find what formatting wrote.
-fn run(store: &mut Store, formatted: &[blockstore::FormatWrite]) {
-    while let Some(request) = store.poll_device() {
-        let result = match request.op {
-            DeviceOp::Read { offset, len } => {
-                let mut out = BufferMut::zeroed(len);
-                for write in formatted {
-                    let (from, to) =
-                        (write.offset.max(offset), (write.offset + write.data.len() as u64).min(offset + len as u64));
-                    if from < to {
-                        let data = &write.data[(from - write.offset) as usize..(to - write.offset) as usize];
-                        out[(from - offset) as usize..(to - offset) as usize].copy_from_slice(data);
-                    }
-                }
-                DeviceResult::Read(Ok(out))
-            }
-            _ => DeviceResult::Done(Ok(())),
-        };
-        store.handle_device(request.token, result);
-    }
-    while let Some((tag, outcome)) = store.poll_outcome() {
-        assert_eq!(outcome, ShardOutcome::Done, "op {tag}");
-    }
-}
+use support::run;
 
 fn best<T>(mut ask: impl FnMut() -> T) -> (Duration, T) {
     let mut best = Duration::MAX;

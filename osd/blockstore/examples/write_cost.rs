@@ -3,44 +3,20 @@
 //!
 //! `cargo run --release -p blockstore --example write_cost`
 
+mod support;
+
 use std::time::{Duration, Instant};
 
-use blockstore::{DeviceOp, DeviceResult, Durability, FormatOptions, FormatWrite, Store, StoreConfig, format};
-use buffer::{Buffer, BufferMut};
+use blockstore::{Durability, FormatOptions, Store, StoreConfig, format};
+use buffer::Buffer;
 use cluster_proto::SectorRange;
 use cluster_proto::ids::{LayerId, ObjectId, OsdId, PoolId, Version};
-use cluster_proto::shard::{Origin, ShardIndex, ShardOp, ShardOutcome};
+use cluster_proto::shard::{Origin, ShardIndex, ShardOp};
+use support::run;
 
 const DEPTH: u64 = 32;
 const OBJECTS: u64 = 256;
 const SECTORS: u64 = 256;
-
-/// Completes every request; reads find what formatting wrote.
-fn run(store: &mut Store, formatted: &[FormatWrite]) {
-    while let Some(request) = store.poll_device() {
-        let result = match request.op {
-            DeviceOp::Read { offset, len } => DeviceResult::Read(Ok(read(formatted, offset, len))),
-            _ => DeviceResult::Done(Ok(())),
-        };
-        store.handle_device(request.token, result);
-    }
-    while let Some((tag, outcome)) = store.poll_outcome() {
-        assert_eq!(outcome, ShardOutcome::Done, "op {tag}");
-    }
-}
-
-fn read(formatted: &[FormatWrite], offset: u64, len: usize) -> BufferMut {
-    let mut out = BufferMut::zeroed(len);
-    for write in formatted {
-        let end = write.offset + write.data.len() as u64;
-        let (from, to) = (write.offset.max(offset), end.min(offset + len as u64));
-        if from < to {
-            let data = &write.data[(from - write.offset) as usize..(to - write.offset) as usize];
-            out[(from - offset) as usize..(to - offset) as usize].copy_from_slice(data);
-        }
-    }
-    out
-}
 
 fn main() {
     let device_bytes = 4 << 30;
