@@ -44,17 +44,17 @@ struct Summed {
 }
 
 impl Summed {
-    /// Takes sectors in, the first of which is `at`.
-    fn add(&mut self, at: usize, bytes: &[u8]) {
+    /// Takes sectors in, the first of which is `at`, with their stored checksums: if they do not match, nothing is told.
+    fn add(&mut self, at: usize, bytes: &[u8], crcs: &[u32]) {
         let per = self.kind.per_sector();
         if per == 0 {
             return;
         }
-        let sectors = bytes.chunks_exact(SECTOR);
-        for (sums, sector) in self.sums[at * per..].chunks_exact_mut(per).zip(sectors) {
+        let sectors = bytes.chunks_exact(SECTOR).zip(crcs);
+        for (sums, (sector, crc)) in self.sums[at * per..].chunks_exact_mut(per).zip(sectors) {
             match self.kind {
                 Sums::None => {}
-                Sums::Whole => sums[0] = remainder(crc32c(sector)),
+                Sums::Whole => sums[0] = remainder(*crc),
                 Sums::Planes => sums.copy_from_slice(&planes(sector)),
             }
         }
@@ -234,7 +234,7 @@ impl Store {
                 self.counters.crc_errors += op.bad[before..].iter().map(|b| u64::from(b.count)).sum::<u64>();
                 let at = piece.at * SECTOR;
                 if let Wanted::Sums(summed) = &mut op.wanted {
-                    summed.add(piece.at, &bytes);
+                    summed.add(piece.at, &bytes, expected);
                 } else if op.data.is_empty() {
                     op.data = bytes;
                 } else {
