@@ -114,14 +114,22 @@ fn put_requests(out: &mut Vec<u8>, requests: &[AppliedRequest]) {
     }
 }
 
+impl RawRange {
+    /// The range, if it lies inside the largest object.
+    fn checked(&self, r: &Reader<'_>) -> Result<SectorRange, DecodeError> {
+        let range = SectorRange::new(self.start.get(), self.count.get());
+        if range.is_valid(BLOCK_SIZE_MAX) { Ok(range) } else { Err(r.error("extent")) }
+    }
+}
+
 /// Ascending, disjoint, inside the largest object; at most `max`.
 fn read_ranges(r: &mut Reader<'_>, count: u32, max: usize) -> Result<Vec<SectorRange>, DecodeError> {
     let raw = r.list::<RawRange>(count, max, "extents")?;
     let mut end = 0;
     let mut ranges = Vec::with_capacity(raw.len());
     for range in raw {
-        let range = SectorRange::new(range.start.get(), range.count.get());
-        if !range.is_valid(BLOCK_SIZE_MAX) || range.start < end {
+        let range = range.checked(r)?;
+        if range.start < end {
             return Err(r.error("extent"));
         }
         end = range.end();
@@ -334,7 +342,10 @@ impl SubRequest {
                 ShardOp::Patch { object, base: Version(raw.base.get()), version, sectors, content }
             }
             12 => {
-                let rows = read_ranges(r, raw.ranges.get(), 1)?.pop().ok_or_else(|| r.error("rows of a change"))?;
+                if raw.ranges.get() != 1 {
+                    return Err(r.error("rows of a change"));
+                }
+                let rows = r.take::<RawRange>("rows of a change")?.checked(r)?;
                 ShardOp::Stage { object, version, sectors, rows, data, crcs, origin }
             }
             13 => ShardOp::Commit { object, version },
