@@ -97,8 +97,8 @@ impl PgScope {
 
     /// Whether an object may be in both PGs. Of two maps of which that is so, the one with the higher epoch is the later one.
     pub fn intersects(&self, other: PgScope) -> bool {
-        let step = common_factor(self.count, other.count).max(1);
-        self.pg.pool == other.pg.pool && self.pg.index % step == other.pg.index % step
+        let step = common_factor(self.count.into(), other.count.into()).max(1);
+        self.pg.pool == other.pg.pool && u64::from(self.pg.index.abs_diff(other.pg.index)).is_multiple_of(step)
     }
 
     /// The PG of which there are `count`, a divisor of this one's number, that has the objects of this one and others.
@@ -114,8 +114,8 @@ impl PgScope {
     }
 }
 
-/// The greatest common divisor.
-const fn common_factor(mut a: u32, mut b: u32) -> u32 {
+/// The greatest common divisor; with 0, the other number.
+pub const fn common_factor(mut a: u64, mut b: u64) -> u64 {
     while b != 0 {
         (a, b) = (b, a % b);
     }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cluster_proto::PgId;
+use cluster_proto::layout::common_factor;
 use cluster_proto::limits::PG_COUNT_MAX;
 use cluster_proto::map::{Activation, ClusterMap, Interval, PgMap, PoolConfig};
 
@@ -87,13 +88,7 @@ pub fn check_pg_count(count: u32, wished: u32) -> Result<(), String> {
 pub(crate) fn share(counts: impl Iterator<Item = u32>) -> (u64, u64) {
     let mut of: BTreeMap<u32, u64> = BTreeMap::new();
     counts.for_each(|count| *of.entry(count.max(1)).or_default() += 1);
-    let factor = |mut a: u64, mut b: u64| {
-        while b != 0 {
-            (a, b) = (b, a % b);
-        }
-        a
-    };
-    let with = |all: u64, count: u64| all / factor(all, count) * count;
+    let with = |all: u64, count: u64| all / common_factor(all, count) * count;
     let all =
         of.keys().try_fold(1, |all, count| Some(with(all, (*count).into())).filter(|all| *all <= u32::MAX.into()));
     all.map_or((0, 1), |all| (of.iter().map(|(count, n)| n * (all / u64::from(*count))).sum(), all))
@@ -150,6 +145,7 @@ mod tests {
         assert!(refused(131_072).contains("up to 65536"));
         assert!(refused(64 * 37).contains("37 has a prime factor above 32"));
     }
+
     #[test]
     fn a_step_of_merges_has_to_do_with_all_there_is() {
         let next = |counts: &[u32], wished| merge_count(&counts.iter().copied().collect(), wished);
