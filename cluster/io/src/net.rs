@@ -352,6 +352,37 @@ impl Net {
     pub(crate) fn tcp_socket(domain: Domain) -> io::Result<Socket> {
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;
+        avoid_pacing(&socket);
         Ok(socket)
+    }
+}
+
+/// Takes another congestion control for a socket where the system's default is BBR, which sends by a timer: made for the
+/// internet, it costs requests and answers within a data centre CPU time and latency. Other defaults (DCTCP) are
+/// somebody's choice and stay, as does BBR where the system allows nothing else. Connections that a listener accepts
+/// inherit its choice.
+fn avoid_pacing(socket: &Socket) {
+    if socket.tcp_congestion().is_ok_and(|name| name.starts_with(b"bbr")) {
+        let _ = socket.set_tcp_congestion(b"cubic").or_else(|_| socket.set_tcp_congestion(b"reno"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_bbr_is_replaced() {
+        let socket = Net::tcp_socket(Domain::IPV4).unwrap();
+        assert!(!socket.tcp_congestion().unwrap().starts_with(b"bbr"));
+        socket.set_tcp_congestion(b"reno").unwrap();
+        avoid_pacing(&socket);
+        assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
+        if socket.set_tcp_congestion(b"bbr").is_err() {
+            eprintln!("not tested further: this kernel has no BBR, or does not let this user choose it");
+            return;
+        }
+        avoid_pacing(&socket);
+        assert!(!socket.tcp_congestion().unwrap().starts_with(b"bbr"));
     }
 }
