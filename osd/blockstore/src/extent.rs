@@ -110,13 +110,42 @@ pub fn sector_count(extents: &[Extent]) -> u32 {
     extents.iter().map(|e| e.sectors().count).sum()
 }
 
+/// About where `sector` is among `count` extents that hold `held` sectors: exactly there when none is missing and all
+/// extents are of equal length, as in an object that broke up into single sectors.
+pub fn guess(count: usize, held: usize, sector: u32) -> usize {
+    (sector as usize * count / held.max(1)).min(count.saturating_sub(1))
+}
+
 /// Where `sector` of an object is among its `count` ascending extents, which hold `held` sectors: the number of the first extent that ends
-/// behind it, and how many sectors those before it hold.
+/// behind it, and how many sectors those before it hold. Looks from the guess outwards, because memory elsewhere is far.
 pub fn seek(count: usize, held: usize, sector: u32, extent: impl Fn(usize) -> SectorRange) -> (usize, usize) {
-    let (mut from, mut to) = (0, count);
+    let is_behind = |i: usize| extent(i).end() > sector;
+    let (mut from, mut to, mut step) = (0, count, 1);
+    let first = guess(count, held, sector);
+    if count > 0 && is_behind(first) {
+        to = first;
+        while from < to {
+            let probe = to.saturating_sub(step);
+            if !is_behind(probe) {
+                from = probe + 1;
+                break;
+            }
+            (to, step) = (probe, 2 * step);
+        }
+    } else if count > 0 {
+        from = first + 1;
+        while from + step <= to {
+            let probe = from + step - 1;
+            if is_behind(probe) {
+                to = probe;
+                break;
+            }
+            (from, step) = (probe + 1, 2 * step);
+        }
+    }
     while from < to {
         let middle = from.midpoint(to);
-        if extent(middle).end() <= sector { from = middle + 1 } else { to = middle }
+        if is_behind(middle) { to = middle } else { from = middle + 1 }
     }
     let is_dense = count > 0 && extent(count - 1).end() as usize == held;
     let before = match from {
@@ -248,6 +277,31 @@ mod tests {
         let freed = punched.replaced(&list, &[SectorRange::new(0, 5)], &[], &[]);
         assert_eq!(punched.extents, [extent(5, 3, 11)]);
         assert_eq!((punched.crcs.as_slice(), freed[0].start), ([2, 3, 4].as_slice(), 10));
+    }
+
+    #[test]
+    fn a_sector_is_found_wherever_the_guess_is() {
+        let mut seed = 1u64;
+        let mut random = |below: u32| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as u32 % below
+        };
+        for round in 0..400 {
+            let (mut extents, mut at) = (Vec::new(), 0);
+            for _ in 0..random(60) {
+                at += if round % 3 == 0 { 0 } else { random(4) * random(20) };
+                let len = if round % 2 == 0 { 1 } else { 1 + random(30) };
+                extents.push(SectorRange::new(at, len));
+                at += len;
+            }
+            let held: u32 = extents.iter().map(|e| e.count).sum();
+            for sector in 0..at + 3 {
+                let number = extents.iter().take_while(|e| e.end() <= sector).count();
+                let before: u32 = extents[..number].iter().map(|e| e.count).sum();
+                let found = seek(extents.len(), held as usize, sector, |i| extents[i]);
+                assert_eq!(found, (number, before as usize), "{sector} in {extents:?}");
+            }
+        }
     }
 
     #[test]

@@ -15,11 +15,12 @@ use cluster_proto::shard::{ObjectHead, digest_bucket};
 
 use crate::arena::{Arena, Slot};
 use crate::digest::DigestTable;
-use crate::extent::{Extent, ExtentList, are_valid, sector_count, seek};
+use crate::extent::{Extent, ExtentList, are_valid, guess, sector_count, seek};
 use crate::format::checkpoint::{
     ContentWriter, OBJECT_BYTES_MAX, SECTOR_BYTES_MAX, Senseless, StoredObject, UNDO_BYTES_MAX, extents_of,
 };
 use crate::layer::LayerPart;
+use crate::prefetch::prefetch;
 
 pub use apply::Effect;
 pub use staged::Undo;
@@ -271,6 +272,15 @@ impl Index {
             extents: record.extent_count(),
             words: self.arena.words(record.slot, record.words()),
         }
+    }
+
+    /// Has the processor fetch what executing a change of this sector will look at, while the change is written.
+    pub fn prefetch(&self, object: &ObjectId, sector: u32) {
+        let Some(view) = self.object(object).filter(|view| view.extents > 0) else { return };
+        let (extents, crcs) = view.words.split_at(2 * view.extents);
+        prefetch(&extents[2 * guess(view.extents, crcs.len(), sector)]);
+        prefetch(&extents[extents.len() - 1]);
+        prefetch(&crcs[(sector as usize).min(crcs.len() - 1)]);
     }
 
     /// Head of an object.

@@ -25,6 +25,7 @@ mod layer;
 mod list;
 mod log;
 mod open;
+mod prefetch;
 mod quarantine;
 mod read;
 mod relocate;

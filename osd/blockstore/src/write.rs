@@ -150,6 +150,9 @@ impl Store {
         debug_assert_eq!(cluster_proto::crc::first_mismatch(payload.data, payload.crcs), None, "unverified data");
         let newest = self.newest(&change.object);
         check_version(&change, &newest)?;
+        if let Some(first) = payload.sectors.first() {
+            self.index.prefetch(&change.object, first.start);
+        }
         let need = self.need_of(&change, payload, !newest.exists);
         let runs = self.admit(&need)?;
         change.extents = lay_out(&payload.sectors, &runs);
