@@ -3,6 +3,7 @@
 //! stays smaller, and memory that a file already has is cheaper than new.
 
 use crate::extent::{Run, Runs};
+use crate::prefetch::prefetch;
 
 /// Free runs looked at for one that holds a whole write, before it is cut into pieces.
 const RUNS_TRIED: usize = 16;
@@ -59,6 +60,11 @@ impl Allocator {
         self.edit(run, false);
         self.free -= u64::from(run.count);
         self.reached = self.reached.max(run.end());
+    }
+
+    /// Has the processor fetch what [`release`](Self::release) will change.
+    pub fn prefetch(&self, run: Run) {
+        prefetch(&self.levels[0][(run.start / 64) as usize]);
     }
 
     /// Gives a run back.

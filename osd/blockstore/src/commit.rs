@@ -360,6 +360,7 @@ impl Store {
                 outcome = ShardOutcome::Failed(Status::Retry);
             }
         }
+        freed.iter().for_each(|run| self.allocator.prefetch(*run));
         self.quarantine.add(lsn, self.reads.next_number(), freed);
         self.reserved.give_back(&pending.promise);
         self.checkpoints.set_accounted(partition, self.index.partition_bytes(partition));

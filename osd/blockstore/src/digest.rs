@@ -10,6 +10,7 @@ use cluster_proto::shard::{Digests, ObjectHead, digest_bucket, digest_hash};
 use cluster_proto::{ObjectId, PgScope, PoolId};
 
 use crate::index::{Key, Mixer};
+use crate::prefetch::prefetch;
 
 /// Memory of one place in a set of tombstones. Bytes.
 const PLACE_BYTES: u64 = size_of::<Key>() as u64 + 1;
@@ -62,6 +63,14 @@ impl DigestTable {
         let before = self.pools.insert(pool, PoolDigests { pg_count, pgs: BTreeMap::new() });
         let freed = before.iter().flat_map(|p| p.pgs.values()).map(|own| own.memory_bytes());
         self.bytes -= freed.sum::<u64>();
+    }
+
+    /// Has the processor fetch what [`replace`](Self::replace) will change.
+    pub fn prefetch(&self, object: &ObjectId) {
+        let own = self.pools.get(&object.pool).and_then(|pool| pool.pgs.get(&object.pg(pool.pg_count).index));
+        if let Some(own) = own {
+            prefetch(&own.digests[digest_bucket(object)]);
+        }
     }
 
     /// Takes the old head of an object out of its digest and the new one in. `key` is the object's.

@@ -276,6 +276,7 @@ impl Index {
 
     /// Has the processor fetch what executing a change of this sector will look at, while the change is written.
     pub fn prefetch(&self, object: &ObjectId, sector: u32) {
+        self.digests.prefetch(object);
         let Some(view) = self.object(object).filter(|view| view.extents > 0) else { return };
         let (extents, crcs) = view.words.split_at(2 * view.extents);
         prefetch(&extents[2 * guess(view.extents, crcs.len(), sector)]);

@@ -3,6 +3,7 @@
 
 mod behaviour;
 mod cluster;
+mod compare;
 mod cpu;
 mod echo;
 mod flame;
@@ -19,11 +20,12 @@ mod scheme;
 use anyhow::Result;
 use behaviour::BehaviourOptions;
 use clap::{Parser, Subcommand};
+use compare::CompareOptions;
 use matrix::MatrixOptions;
 
 /// Measures what operations cost: the matrix of schemes, sizes and depths, through NBD and through the client library.
 ///
-/// 'behaviour' measures what takes longer than an operation: recovery, fail-over, start-up, memory.
+/// 'compare' measures two builds side by side; 'behaviour' what takes longer than an operation: recovery, fail-over, start-up, memory.
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true, max_term_width = 120)]
 struct Arguments {
@@ -38,6 +40,11 @@ enum Command {
     /// Measures recovery and its effect on clients, fail-over, memory per stored TiB, and start-up, with etcd and a process for each
     /// daemon.
     Behaviour(BehaviourOptions),
+    /// Compares the cost of operations with that of another build: short slices of load go to clusters of both in turn.
+    Compare(CompareOptions),
+    /// One of the two builds of 'compare': measures once for each line of input.
+    #[command(hide = true)]
+    Slices(MatrixOptions),
     /// Serves the echo.
     #[command(hide = true)]
     EchoServer,
@@ -48,6 +55,8 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     match &arguments.command {
         Some(Command::EchoServer) => echo::serve(),
+        Some(Command::Compare(options)) => compare::run(options),
+        Some(Command::Slices(options)) => compare::serve(options, runtime.handle()),
         Some(Command::Behaviour(options)) => behaviour::run(options, runtime.handle()),
         None => matrix::run(&arguments.matrix, runtime.handle()),
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use tokio::runtime::Handle;
 
@@ -113,6 +113,30 @@ pub fn run(options: &MatrixOptions, runtime: &Handle) -> Result<()> {
     }
     if let Some(path) = &options.json {
         std::fs::write(path, serde_json::to_vec_pretty(&rows)?)?;
+    }
+    Ok(())
+}
+
+/// Measures all cases on one cluster, of the first scheme, as long as `next` says so: it gets what came of the last time.
+///
+/// # Errors
+/// The cluster failed, or `next` did.
+pub fn slices(
+    options: &MatrixOptions,
+    runtime: &Handle,
+    mut next: impl FnMut(Option<&[Row]>) -> Result<bool>,
+) -> Result<()> {
+    let dir = tempfile::Builder::new().prefix("blockyard-bench").tempdir_in(&options.dir)?;
+    let echo = Server::start()?;
+    let scheme = *options.schemes.first().context("no scheme")?;
+    let mut bench = Bench::start(options, scheme, dir.path(), runtime, &echo)?;
+    let mut rows: Option<Vec<Row>> = None;
+    while next(rows.as_deref())? {
+        let mut all = Vec::new();
+        for case in CASES.into_iter().filter(|case| case.name.contains(&options.only)) {
+            all.extend(bench.measure(case)?);
+        }
+        rows = Some(all);
     }
     Ok(())
 }

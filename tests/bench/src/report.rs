@@ -53,7 +53,7 @@ pub struct Row {
 
 impl Row {
     /// CPU time of the load and all OSDs. Microseconds per operation.
-    fn cpu_us(&self) -> f64 {
+    pub fn cpu_us(&self) -> f64 {
         self.cpu_load_us + self.cpu_gateway_us + self.cpu_osds_us
     }
 }
