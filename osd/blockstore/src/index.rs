@@ -176,6 +176,8 @@ pub struct Index {
     digests: DigestTable,
     old: ExtentList,
     new: ExtentList,
+    /// Words of an object on their way to another slot.
+    packed: Vec<u32>,
     objects: u64,
     sectors: u64,
     places: u64,
@@ -204,6 +206,7 @@ impl Index {
             digests: DigestTable::default(),
             old: ExtentList::default(),
             new: ExtentList::default(),
+            packed: Vec::new(),
             objects: 0,
             sectors: 0,
             places: 0,

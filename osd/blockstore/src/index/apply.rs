@@ -1,8 +1,9 @@
 //! Executing changes. The same functions run in operation and in replay, so both arrive at the same state.
 
+use cluster_proto::SectorRange;
 use cluster_proto::shard::ObjectHead;
 
-use super::{Index, Place, Undo, unpack, words_of};
+use super::{Index, Place, Record, Undo, unpack, words_of};
 use crate::extent::{Runs, seek};
 use crate::format::log::{Change, Kind};
 
@@ -78,14 +79,57 @@ impl Index {
         }
     }
 
-    /// The general way: the object's extents are unpacked, edited and packed again.
+    /// What `overwrite` cannot do: the object gets other extents, more or fewer.
     pub(super) fn rebuild(&mut self, place: Place, change: &Change) -> Effect {
+        if let Some(freed) = self.split(place, change) {
+            return Effect { freed, refused: false };
+        }
+        // The general way: the object's extents are unpacked, edited and packed again.
         self.unpack_old(place);
         let mut new = std::mem::take(&mut self.new);
         let freed = new.replaced(&self.old, change.replaced(), &change.extents, &change.crcs);
         self.store(place, change.version, Some(&new));
         self.new = new;
         Effect { freed, refused: false }
+    }
+
+    /// The common case of an object that breaks up: one extent takes the place of a part of another, and joins no neighbour.
+    fn split(&mut self, place: Place, change: &Change) -> Option<Runs> {
+        let [new] = change.extents.as_slice() else { return None };
+        let sectors = new.sectors();
+        if [sectors] != change.replaced() {
+            return None;
+        }
+        let record = *self.record(place).filter(|r| !r.is_deleted())?;
+        let words = self.arena.words(record.slot, record.words());
+        let (extents, crcs) = words.split_at(2 * record.extent_count());
+        let (extents, _) = extents.as_chunks::<2>();
+        let (number, first) = seek(extents.len(), crcs.len(), sectors.start, |i| unpack(&extents[i]).sectors());
+        let old = extents.get(number).map(unpack)?;
+        let replaced = old.part(sectors).filter(|part| part.sectors() == sectors)?;
+        let own = old.sectors();
+        let left = old.part(SectorRange::new(own.start, sectors.start - own.start));
+        let right = old.part(SectorRange::new(sectors.end(), own.end() - sectors.end()));
+        let before = left.or_else(|| extents.get(number.checked_sub(1)?).map(unpack));
+        let after = right.or_else(|| extents.get(number + 1).map(unpack));
+        if before.is_some_and(|e| e.is_followed_by(*new)) || after.is_some_and(|e| new.is_followed_by(e)) {
+            return None;
+        }
+        let mut packed = std::mem::take(&mut self.packed);
+        packed.clear();
+        packed.extend_from_slice(extents[..number].as_flattened());
+        [left, Some(*new), right].into_iter().flatten().for_each(|extent| packed.extend(words_of(extent)));
+        packed.extend_from_slice(extents[number + 1..].as_flattened());
+        let count = packed.len() / 2;
+        packed.extend_from_slice(crcs);
+        let changed = 2 * count + first + (sectors.start - own.start) as usize;
+        packed[changed..changed + change.crcs.len()].copy_from_slice(&change.crcs);
+        let mut new = Record { version: change.version, extents: count as u16, ..record };
+        new.slot = self.slot_for(place, Some(&record), new.words());
+        self.arena.words_mut(new.slot, new.words()).copy_from_slice(&packed);
+        self.insert(place, new, false);
+        self.packed = packed;
+        Some(Runs::from_slice(&[replaced.run()]))
     }
 
     /// The common case of a fragmented object: exactly one of its extents is replaced and joins no other, so nothing moves. `undo` takes the old

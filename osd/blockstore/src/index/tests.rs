@@ -104,6 +104,68 @@ fn overwriting_one_extent_in_place_equals_the_general_way() {
 }
 
 #[test]
+fn however_an_object_breaks_up_each_sector_is_where_it_was_written() {
+    const SECTORS: u32 = 64;
+    let mut seed = 1u64;
+    let mut random = |below: u32| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as u32 % below
+    };
+    for round in 0..40 {
+        let mut index = Index::new(1);
+        // Where each sector lies, and its checksum.
+        let mut model = vec![None; SECTORS as usize];
+        let mut next = 0;
+        for version in 1..200 {
+            let start = random(SECTORS);
+            let count = 1 + random(if version == 1 { SECTORS } else { 1 + round % 6 * 3 });
+            let sectors = SectorRange::new(start, count.min(SECTORS - start));
+            // Now and then the place behind the last one, so that neighbours join.
+            next += u64::from(random(3)) * 5;
+            let change =
+                if random(3) == 0 { stage(0, version, sectors, next) } else { write(0, version, sectors, next) };
+            let is_staged = change.kind == Kind::Stage;
+            let effect = index.apply(&change);
+            let mut replaced = Vec::new();
+            for (i, at) in (sectors.start..sectors.end()).zip(next..) {
+                let before = model[i as usize].replace((at, (version as u32) << 16 | (i - sectors.start)));
+                replaced.extend(before.map(|(at, _)| at));
+            }
+            next += u64::from(sectors.count);
+            let mut freed: Vec<_> = effect.freed.iter().flat_map(|run| run.start..run.end()).collect();
+            if is_staged {
+                assert_eq!(index.undo(&object(0)).map(|undo| undo.crcs.len()), Some(replaced.len()));
+                freed.extend(
+                    index
+                        .apply(&Change::brief(Kind::Commit, object(0), Version(version)))
+                        .freed
+                        .iter()
+                        .flat_map(|run| run.start..run.end()),
+                );
+            }
+            freed.sort_unstable();
+            replaced.sort_unstable();
+            assert_eq!(freed, replaced);
+            let view = index.object(&object(0)).expect("stored");
+            assert_eq!(view.version, Version(version));
+            assert!(
+                view.extents().zip(view.extents().skip(1)).all(|(a, b)| !a.is_followed_by(b)),
+                "all that can is joined"
+            );
+            let mut held = vec![None; SECTORS as usize];
+            for (extent, crcs) in view.parts(SectorRange::new(0, SECTORS)) {
+                let (own, run) = (extent.sectors(), extent.run());
+                for ((i, at), crc) in (own.start..own.end()).zip(run.start..).zip(crcs) {
+                    held[i as usize] = Some((at, *crc));
+                }
+            }
+            assert_eq!(held, model);
+            assert_eq!(index.sector_count(), model.iter().flatten().count() as u64);
+        }
+    }
+}
+
+#[test]
 fn a_partition_survives_its_checkpoint() {
     let mut index = Index::new(2);
     for i in 0..30 {
