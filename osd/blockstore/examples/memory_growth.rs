@@ -5,12 +5,12 @@
 
 mod support;
 
-use blockstore::{Durability, FormatOptions, Store, StoreConfig, format};
+use blockstore::Store;
 use buffer::Buffer;
-use cluster_proto::ids::{LayerId, ObjectId, OsdId, PoolId, Version};
+use cluster_proto::ids::{LayerId, ObjectId, PoolId, Version};
 use cluster_proto::shard::{Origin, ShardIndex, ShardOp};
 use cluster_proto::{SECTOR, SectorRange};
-use support::run;
+use support::{open, run};
 
 const DEPTH: u64 = 32;
 /// Overwrites per sector.
@@ -69,19 +69,14 @@ fn main() {
     let (objects, sectors) = (args.next().unwrap_or(4096), args.next().unwrap_or(256) as u32);
     let all = objects * u64::from(sectors);
     let device_bytes = (all * SECTOR as u64 * 5 / 4).max(4 << 30);
-    let options = FormatOptions { device_bytes, cluster: [1; 16], store: [2; 16], osd: OsdId(1), log_bytes: None };
-    let formatted = format(&options).expect("large enough");
-    let config =
-        StoreConfig { memory_bytes_max: 64 << 30, durability: Durability::WriteThrough, discard_sectors_min: 0 };
-    let mut store = Store::open(config, device_bytes);
-    run(&mut store, &formatted);
+    let mut store = open(device_bytes);
     store.set_pool(PoolId(1), 16);
     let (mut version, mut seed, before) = (0, 1u64, resident());
     let mut image = Image { single: vec![false; all as usize], sectors };
     let whole = Buffer::zeroed(SECTOR * sectors as usize);
     for index in 0..objects {
         write(&mut store, &mut version, index, SectorRange::new(0, sectors), &whole);
-        run(&mut store, &[]);
+        run(&mut store);
     }
     image.report(&store, 0.0, before);
     let data = Buffer::zeroed(SECTOR);
@@ -92,7 +87,7 @@ fn main() {
         let (index, sector) = (at / u64::from(sectors), (at % u64::from(sectors)) as u32);
         write(&mut store, &mut version, index, SectorRange::new(sector, 1), &data);
         if n % DEPTH == 0 {
-            run(&mut store, &[]);
+            run(&mut store);
         }
         if n % (all / 4) == 0 && (n <= all * 2 || n % all == 0) {
             image.report(&store, n as f64 / all as f64, before);

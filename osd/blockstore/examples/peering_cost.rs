@@ -6,12 +6,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use blockstore::{Durability, FormatOptions, Store, StoreConfig, format};
 use buffer::Buffer;
-use cluster_proto::ids::{LayerId, ObjectId, OsdId, PgId, PoolId, Version};
+use cluster_proto::ids::{LayerId, ObjectId, PgId, PoolId, Version};
 use cluster_proto::shard::{Buckets, Origin, ShardIndex, ShardOp};
 use cluster_proto::{PgScope, SectorRange};
-use support::run;
+use support::{open, run};
 
 fn best<T>(mut ask: impl FnMut() -> T) -> (Duration, T) {
     let mut best = Duration::MAX;
@@ -29,13 +28,7 @@ fn main() {
     let count = thousands * 1000;
     // Room for every object with a sector, and a quarter of that in objects.
     let device_bytes = u64::from(count) * 4096 * 5;
-    let options = FormatOptions { device_bytes, cluster: [1; 16], store: [2; 16], osd: OsdId(1), log_bytes: None };
-    let formatted = format(&options).expect("large enough");
-    let config =
-        StoreConfig { memory_bytes_max: 64 << 30, durability: Durability::WriteThrough, discard_sectors_min: 0 };
-    let mut store = Store::open(config, device_bytes);
-    run(&mut store, &formatted);
-    assert!(store.is_running());
+    let mut store = open(device_bytes);
     let pool = PoolId(1);
     let object = |i: u32| ObjectId {
         pool,
@@ -63,10 +56,10 @@ fn main() {
         };
         store.submit(u64::from(i), op);
         if i % 256 == 255 {
-            run(&mut store, &[]);
+            run(&mut store);
         }
     }
-    run(&mut store, &[]);
+    run(&mut store);
     let partitions = store.superblock().expect("open").geometry.partitions;
     println!("{} objects, {partitions} partitions", store.space().objects);
     for pg_count in [1, 100] {

@@ -7,12 +7,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use blockstore::{Durability, FormatOptions, Store, StoreConfig, format};
 use buffer::Buffer;
 use cluster_proto::SectorRange;
-use cluster_proto::ids::{LayerId, ObjectId, OsdId, PoolId, Version};
+use cluster_proto::ids::{LayerId, ObjectId, PoolId, Version};
 use cluster_proto::shard::{Origin, ShardIndex, ShardOp};
-use support::run;
+use support::{open, run};
 
 const DEPTH: u64 = 32;
 const OBJECTS: u64 = 256;
@@ -20,12 +19,7 @@ const SECTORS: u64 = 256;
 
 fn main() {
     let device_bytes = 4 << 30;
-    let options = FormatOptions { device_bytes, cluster: [1; 16], store: [2; 16], osd: OsdId(1), log_bytes: None };
-    let formatted = format(&options).expect("large enough");
-    let config =
-        StoreConfig { memory_bytes_max: 64 << 30, durability: Durability::WriteThrough, discard_sectors_min: 0 };
-    let mut store = Store::open(config, device_bytes);
-    run(&mut store, &formatted);
+    let mut store = open(device_bytes);
     store.set_pool(PoolId(1), 16);
     let data = Buffer::zeroed(4096);
     let crcs = cluster_proto::crc::sector_crcs(&data);
@@ -51,11 +45,11 @@ fn main() {
                 };
                 store.submit(version.0, op);
             }
-            run(&mut store, &[]);
+            run(&mut store);
             for (object, version) in staged {
                 store.submit(version.0, ShardOp::Commit { object, version });
             }
-            run(&mut store, &[]);
+            run(&mut store);
             best = best.min(start.elapsed());
         }
         println!(
