@@ -73,18 +73,14 @@ impl Index {
 
     /// Replaces sectors, and the version.
     fn replace(&mut self, place: Place, change: &Change) -> Effect {
-        match self.overwrite(place, change, None) {
+        match self.edit(place, change, None) {
             Some(freed) => Effect { freed, refused: false },
             None => self.rebuild(place, change),
         }
     }
 
-    /// What `overwrite` cannot do: the object gets other extents, more or fewer.
+    /// The general way: the object's extents are unpacked, edited and packed again.
     pub(super) fn rebuild(&mut self, place: Place, change: &Change) -> Effect {
-        if let Some(freed) = self.split(place, change) {
-            return Effect { freed, refused: false };
-        }
-        // The general way: the object's extents are unpacked, edited and packed again.
         self.unpack_old(place);
         let mut new = std::mem::take(&mut self.new);
         let freed = new.replaced(&self.old, change.replaced(), &change.extents, &change.crcs);
@@ -93,17 +89,19 @@ impl Index {
         Effect { freed, refused: false }
     }
 
-    /// The common case of an object that breaks up: one extent takes the place of a part of another, and joins no neighbour.
-    fn split(&mut self, place: Place, change: &Change) -> Option<Runs> {
+    /// The common case of small writes: one extent takes the place of another, or of a part of it, and joins no neighbour. Of an
+    /// extent replaced whole nothing moves; otherwise it is split. `undo` takes in what was there.
+    pub(super) fn edit(&mut self, place: Place, change: &Change, undo: Option<&mut Undo>) -> Option<Runs> {
         let [new] = change.extents.as_slice() else { return None };
         let sectors = new.sectors();
         if [sectors] != change.replaced() {
             return None;
         }
-        let record = *self.record(place).filter(|r| !r.is_deleted())?;
-        let words = self.arena.words(record.slot, record.words());
-        let (extents, crcs) = words.split_at(2 * record.extent_count());
-        let (extents, _) = extents.as_chunks::<2>();
+        let objects = &mut self.partitions[place.partition].objects;
+        let record = objects.get_mut(&place.key).filter(|r| !r.is_deleted())?;
+        let words = self.arena.words_mut(record.slot, record.words());
+        let (extents, crcs) = words.split_at_mut(2 * record.extent_count());
+        let (extents, _) = extents.as_chunks_mut::<2>();
         let (number, first) = seek(extents.len(), crcs.len(), sectors.start, |i| unpack(&extents[i]).sectors());
         let old = extents.get(number).map(unpack)?;
         let replaced = old.part(sectors).filter(|part| part.sectors() == sectors)?;
@@ -115,51 +113,31 @@ impl Index {
         if before.is_some_and(|e| e.is_followed_by(*new)) || after.is_some_and(|e| new.is_followed_by(e)) {
             return None;
         }
-        let mut packed = std::mem::take(&mut self.packed);
-        packed.clear();
-        packed.extend_from_slice(extents[..number].as_flattened());
-        [left, Some(*new), right].into_iter().flatten().for_each(|extent| packed.extend(words_of(extent)));
-        packed.extend_from_slice(extents[number + 1..].as_flattened());
-        let count = packed.len() / 2;
-        packed.extend_from_slice(crcs);
-        let changed = 2 * count + first + (sectors.start - own.start) as usize;
-        packed[changed..changed + change.crcs.len()].copy_from_slice(&change.crcs);
-        let mut new = Record { version: change.version, extents: count as u16, ..record };
-        new.slot = self.slot_for(place, Some(&record), new.words());
-        self.arena.words_mut(new.slot, new.words()).copy_from_slice(&packed);
-        self.insert(place, new, false);
-        self.packed = packed;
-        Some(Runs::from_slice(&[replaced.run()]))
-    }
-
-    /// The common case of a fragmented object: exactly one of its extents is replaced and joins no other, so nothing moves. `undo` takes the old
-    /// one in.
-    pub(super) fn overwrite(&mut self, place: Place, change: &Change, undo: Option<&mut Undo>) -> Option<Runs> {
-        let [new] = change.extents.as_slice() else { return None };
-        if [new.sectors()] != change.replaced() {
-            return None;
-        }
-        let objects = &mut self.partitions[place.partition].objects;
-        let record = objects.get_mut(&place.key).filter(|r| !r.is_deleted())?;
-        let words = self.arena.words_mut(record.slot, record.words());
-        let (extents, crcs) = words.split_at_mut(2 * record.extent_count());
-        let (extents, _) = extents.as_chunks_mut::<2>();
-        let (number, first) = seek(extents.len(), crcs.len(), new.sectors().start, |i| unpack(&extents[i]).sectors());
-        let replaced = extents.get(number).map(unpack).filter(|e| e.sectors() == new.sectors())?;
-        let before = number.checked_sub(1).map(|n| unpack(&extents[n]));
-        let after = extents.get(number + 1).map(unpack);
-        if before.is_some_and(|e| e.is_followed_by(*new)) || after.is_some_and(|e| new.is_followed_by(e)) {
-            return None;
-        }
-        let old = &mut extents[number];
-        let crcs = &mut crcs[first..first + change.crcs.len()];
+        let first = first + (sectors.start - own.start) as usize;
+        let changed = &mut crcs[first..first + change.crcs.len()];
         if let Some(undo) = undo {
             undo.extents.push(replaced);
-            undo.crcs.extend_from_slice(crcs);
+            undo.crcs.extend_from_slice(changed);
         }
-        *old = words_of(*new);
-        crcs.copy_from_slice(&change.crcs);
+        changed.copy_from_slice(&change.crcs);
         record.version = change.version;
+        if replaced == old {
+            extents[number] = words_of(*new);
+        } else {
+            let mut packed = std::mem::take(&mut self.packed);
+            packed.clear();
+            packed.extend_from_slice(extents[..number].as_flattened());
+            [left, Some(*new), right].into_iter().flatten().for_each(|extent| packed.extend(words_of(extent)));
+            packed.extend_from_slice(extents[number + 1..].as_flattened());
+            let count = packed.len() / 2;
+            packed.extend_from_slice(crcs);
+            let old = *record;
+            let mut record = Record { extents: count as u16, ..old };
+            record.slot = self.slot_for(place, Some(&old), record.words());
+            self.arena.words_mut(record.slot, record.words()).copy_from_slice(&packed);
+            self.insert(place, record, false);
+            self.packed = packed;
+        }
         Some(Runs::from_slice(&[replaced.run()]))
     }
 

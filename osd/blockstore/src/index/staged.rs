@@ -82,7 +82,7 @@ impl Index {
         let mut undo = Undo::of_nothing(before, old.map_or(Version::NONE, |h| h.version), &change.origin);
         undo.sectors = change.sectors;
         // What it replaces is not free: the undo holds it.
-        if self.overwrite(place, change, Some(&mut undo)).is_none() {
+        if self.edit(place, change, Some(&mut undo)).is_none() {
             self.copy_parts(place, &mut undo);
             self.rebuild(place, change);
         }
