@@ -9,7 +9,8 @@ use super::{
     Deposed, Hello, Message, Opener, PeerInfo, PeerList, PeerObjects, PeerQuery, Proof, Refusal, Reply, Request,
     SubReply, SubRequest, Welcome,
 };
-use crate::crc::{Crcs, crc32c, first_mismatch};
+use crate::crc::{Crcs, crc32c};
+use crate::layout::SECTOR;
 
 /// Payload of a message and its checksums.
 pub(super) type Payload<'a> = Option<(&'a Buffer, &'a Crcs)>;
@@ -99,8 +100,8 @@ fn put_body<'a>(message: &'a Message, out: &mut Vec<u8>) -> Payload<'a> {
 enum Stage {
     /// Collecting the head (header, body, checksum list) in `partial`.
     Head,
-    /// The head is complete in `partial`; the payload is being filled.
-    Payload { payload: BufferMut, filled: usize },
+    /// The head is complete in `partial`; the payload is being filled, and is verified while what was copied is still in the cache.
+    Payload { payload: BufferMut, filled: usize, verified: usize },
 }
 
 /// Turns a byte stream into messages. Memory is bounded by one message (and one sealed record), and until
@@ -200,11 +201,12 @@ impl Decoder {
             let (payload, rest) = rest.split_at(sizes.payload);
             *input = rest;
             let payload = if payload.is_empty() { Buffer::new() } else { Buffer::copy_of(payload) };
-            return Ok(Some(self.finish(head, sizes, payload).map(Some)));
+            verify_payload(&payload, head, HEADER_LEN + sizes.body)?;
+            return Ok(Some(read_message(head, sizes, payload).map(Some)));
         }
         self.partial.extend_from_slice(head);
         *input = rest;
-        self.stage = Stage::Payload { payload: BufferMut::for_overwrite(sizes.payload), filled: 0 };
+        self.stage = Stage::Payload { payload: BufferMut::for_overwrite(sizes.payload), filled: 0, verified: 0 };
         Ok(None)
     }
 
@@ -227,7 +229,7 @@ impl Decoder {
         }
         verify_head(&self.partial)?;
         let payload = BufferMut::for_overwrite(self.head_sizes()?.payload);
-        self.stage = Stage::Payload { payload, filled: 0 };
+        self.stage = Stage::Payload { payload, filled: 0, verified: 0 };
         Ok(true)
     }
 
@@ -238,11 +240,15 @@ impl Decoder {
     }
 
     fn collect_payload(&mut self, input: &mut &[u8]) -> Result<Option<Message>, DecodeError> {
-        let Stage::Payload { payload, filled } = &mut self.stage else { return Ok(None) };
+        let Stage::Payload { payload, filled, verified } = &mut self.stage else { return Ok(None) };
         let n = (payload.len() - *filled).min(input.len());
         payload[*filled..*filled + n].copy_from_slice(&input[..n]);
         *filled += n;
         *input = &input[n..];
+        let whole = *filled / SECTOR * SECTOR;
+        let list_at = self.partial.len() - (payload.len() - *verified) / SECTOR * 4;
+        verify_payload(&payload[*verified..whole], &self.partial, list_at)?;
+        *verified = whole;
         if *filled < payload.len() {
             return Ok(None);
         }
@@ -250,25 +256,30 @@ impl Decoder {
         let Stage::Payload { payload, .. } = std::mem::replace(&mut self.stage, Stage::Head) else {
             return Ok(None);
         };
-        let head = std::mem::take(&mut self.partial);
         let payload = if sizes.payload == 0 { Buffer::new() } else { payload.freeze() };
-        let message = self.finish(&head, sizes, payload)?;
-        self.partial = head;
+        let message = read_message(&self.partial, sizes, payload)?;
         self.partial.clear();
         Ok(Some(message))
     }
+}
 
-    /// A complete message whose head has been verified.
-    fn finish(&self, head: &[u8], sizes: Sizes, payload: Buffer) -> Result<Message, DecodeError> {
-        let (header, rest) =
-            RawHeader::ref_from_prefix(head).map_err(|_| DecodeError { field: "header", offset: 0 })?;
-        let (body, list) = rest.split_at(sizes.body);
-        let crcs: Crcs = list.as_chunks::<4>().0.iter().map(|c| u32::from_le_bytes(*c)).collect();
-        if first_mismatch(&payload, &crcs).is_some() {
-            return Err(DecodeError { field: "payload checksum", offset: sizes.head() });
-        }
-        read_body(header, body, payload, crcs)
+/// Verifies whole sectors of a payload by their checksums, which lie in the head from byte `list_at` on.
+fn verify_payload(data: &[u8], head: &[u8], list_at: usize) -> Result<(), DecodeError> {
+    let list = &head[list_at..];
+    let is_good = |(sector, crc): (&[u8], &[u8; 4])| crc32c(sector) == u32::from_le_bytes(*crc);
+    if data.chunks_exact(SECTOR).zip(list.as_chunks().0).all(is_good) {
+        Ok(())
+    } else {
+        Err(DecodeError { field: "payload checksum", offset: list_at })
     }
+}
+
+/// A complete message whose head and payload have been verified.
+fn read_message(head: &[u8], sizes: Sizes, payload: Buffer) -> Result<Message, DecodeError> {
+    let (header, rest) = RawHeader::ref_from_prefix(head).map_err(|_| DecodeError { field: "header", offset: 0 })?;
+    let (body, list) = rest.split_at(sizes.body);
+    let crcs: Crcs = list.as_chunks().0.iter().map(|c| u32::from_le_bytes(*c)).collect();
+    read_body(header, body, payload, crcs)
 }
 
 fn verify_head(head: &[u8]) -> Result<(), DecodeError> {
