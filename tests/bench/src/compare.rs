@@ -10,6 +10,7 @@ use clap::Args;
 use comfy_table::Cell;
 use tokio::runtime::Handle;
 
+use crate::awake::Awake;
 use crate::matrix::{self, MatrixOptions};
 use crate::report::{Row, number, table};
 
@@ -33,6 +34,9 @@ pub struct CompareOptions {
     /// Size of the image. Bytes.
     #[arg(long, default_value = "536870912")]
     size: String,
+    /// Keep the processors from sleeping.
+    #[arg(long)]
+    awake: bool,
 }
 
 /// Measures and prints the table.
@@ -40,6 +44,7 @@ pub struct CompareOptions {
 /// # Errors
 /// One of the builds failed.
 pub fn run(options: &CompareOptions) -> Result<()> {
+    let _awake = Awake::start(options.awake)?;
     let this = std::env::current_exe()?;
     let mut sides = [Side::start(&options.other.join("bench"), options)?, Side::start(&this, options)?];
     let mut rounds = Vec::new();

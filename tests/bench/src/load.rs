@@ -124,7 +124,9 @@ pub fn run(target: &mut impl Target, case: Case, size: u64, time: Duration) -> R
     let mut offsets = Offsets::new(case, size);
     let mut io = |slot| Io { slot, write: case.write, offset: offsets.next(), len: case.bytes };
     let mut started = vec![Instant::now(); case.depth];
-    let mut latencies = Vec::with_capacity(1 << 20);
+    // Written to before anything is measured: the system takes its time to find memory.
+    let mut latencies = vec![Duration::MAX; 1 << 20];
+    latencies.clear();
     let mut done = Vec::with_capacity(case.depth);
     let (begin, cpu) = (Instant::now(), cpu::own_thread());
     let end = begin + time;

@@ -1,6 +1,7 @@
 //! `tests/bench/run`: what a cluster costs, and how it behaves. Costs are medians over several runs; ratios are against an echo of
 //! the same bytes over the same kind of socket with the same reactor, taken in the same run.
 
+mod awake;
 mod behaviour;
 mod cluster;
 mod compare;
@@ -45,6 +46,9 @@ enum Command {
     /// One of the two builds of 'compare': measures once for each line of input.
     #[command(hide = true)]
     Slices(MatrixOptions),
+    /// Keeps a processor awake.
+    #[command(hide = true)]
+    Spin { cpu: usize },
     /// Serves the echo.
     #[command(hide = true)]
     EchoServer,
@@ -54,6 +58,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     match &arguments.command {
+        Some(Command::Spin { cpu }) => awake::spin(*cpu),
         Some(Command::EchoServer) => echo::serve(),
         Some(Command::Compare(options)) => compare::run(options),
         Some(Command::Slices(options)) => compare::serve(options, runtime.handle()),

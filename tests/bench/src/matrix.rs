@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use tokio::runtime::Handle;
 
+use crate::awake::Awake;
 use crate::cluster::{Cluster, IMAGE};
 use crate::echo::{Echo, Server};
 use crate::flame::Flames;
@@ -49,6 +50,10 @@ pub struct MatrixOptions {
     /// OSDs, gateway and the library look for work so long before they sleep. Microseconds.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     busy_poll_us: u32,
+    /// Keep the processors from sleeping: what it takes to wake one differs from machine to machine, and is most of the latency at depth 1
+    /// in a virtual machine.
+    #[arg(long)]
+    awake: bool,
     /// Also write the figures to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -92,6 +97,7 @@ pub fn run(options: &MatrixOptions, runtime: &Handle) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("blockyard-bench").tempdir_in(&options.dir)?;
     let baseline = options.baseline.as_deref().map(report::load).transpose()?.unwrap_or_default();
     let flames = options.flame.as_deref().map(Flames::new).transpose()?;
+    let _awake = Awake::start(options.awake)?;
     let echo = Server::start()?;
     let (mut rows, mut curves) = (Vec::new(), Vec::new());
     for &scheme in &options.schemes {
