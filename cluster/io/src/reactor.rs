@@ -104,6 +104,8 @@ pub struct Reactor {
     wake_armed: bool,
     config: ReactorConfig,
     busy_poll: Duration,
+    /// How long it polls the next time: at most `busy_poll`.
+    poll: Duration,
     /// The last turn did not enter the ring.
     skipped: bool,
     completions: Vec<Completion>,
@@ -131,6 +133,7 @@ impl Reactor {
             wake_armed: false,
             config,
             busy_poll: Duration::ZERO,
+            poll: Duration::ZERO,
             skipped: false,
             completions: Vec::new(),
             counters: Counters::default(),
@@ -280,9 +283,10 @@ impl Reactor {
     }
 
     /// How long a turn that has to wait looks for completions before it sleeps: what arrives meanwhile needs no wake-up, but the
-    /// processor is busy. At first 0: it does not.
+    /// processor is busy, as long as no other thread wants it. When nothing comes in time it looks half as long the next time, and as
+    /// long as at first again once something came sooner than that. At first 0: it does not look.
     pub fn set_busy_poll(&mut self, time: Duration) {
-        self.busy_poll = time;
+        (self.busy_poll, self.poll) = (time, time);
     }
 
     /// A handle to wake this reactor from other threads.
@@ -374,21 +378,24 @@ impl Reactor {
     }
 
     fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
+        let ring = &mut self.core.ring;
         if want == 0 || self.busy_poll.is_zero() {
-            return self.core.ring.enter(want, timeout);
+            return ring.enter(want, timeout);
         }
         let begin = Instant::now();
-        loop {
-            self.core.ring.enter(0, None)?;
-            let passed = begin.elapsed();
-            if self.core.ring.has_completions() || timeout.is_some_and(|timeout| timeout <= passed) {
+        let mut passed = Duration::ZERO;
+        while passed < self.poll {
+            ring.enter(0, None)?;
+            passed = begin.elapsed();
+            if ring.has_completions() || timeout.is_some_and(|timeout| timeout <= passed) {
                 return Ok(());
             }
-            if passed >= self.busy_poll {
-                return self.core.ring.enter(want, timeout.map(|timeout| timeout - passed));
-            }
-            std::hint::spin_loop();
+            // Whoever else can run may be the one that is waited for.
+            std::thread::yield_now();
         }
+        ring.enter(want, timeout.map(|timeout| timeout - passed))?;
+        self.poll = poll_after(begin.elapsed(), self.poll, self.busy_poll);
+        Ok(())
     }
 
     fn arm_wake(&mut self) {
@@ -441,5 +448,26 @@ impl Drop for Reactor {
             std::mem::forget((std::mem::take(&mut self.net), std::mem::take(&mut self.disks)));
             std::mem::forget((pool, std::mem::take(&mut self.wake_count)));
         }
+    }
+}
+
+/// How long to poll the next time, after a wait that polling for `poll` did not end.
+fn poll_after(wait: Duration, poll: Duration, busy_poll: Duration) -> Duration {
+    if wait < busy_poll { busy_poll } else { poll / 2 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polling_that_never_helps_ends_and_begins_again_when_it_would() {
+        let (busy_poll, long) = (Duration::from_micros(200), Duration::from_millis(100));
+        let mut poll = busy_poll;
+        for _ in 0..20 {
+            poll = poll_after(long, poll, busy_poll);
+        }
+        assert_eq!(poll, Duration::ZERO);
+        assert_eq!(poll_after(Duration::from_micros(150), poll, busy_poll), busy_poll);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cluster_io::{ConnId, Event, Reactor, ReactorConfig};
@@ -15,12 +15,13 @@ use crate::load::{Io, Target};
 /// What a request without payload, or an answer without data, takes on the wire. Bytes.
 const SMALL: usize = 88;
 
-/// Serves echoes until the process is ended. Prints its address.
+/// Serves echoes until the process is ended, looking for work so long before it sleeps. Prints its address.
 ///
 /// # Errors
 /// The reactor failed.
-pub fn serve() -> Result<()> {
+pub fn serve(busy_poll: Duration) -> Result<()> {
     let mut io = Reactor::new(ReactorConfig::default())?;
+    io.set_busy_poll(busy_poll);
     let listener = io.listen_tcp(SocketAddr::from(([127, 0, 0, 1], 0)))?;
     println!("{}", io.local_addr(listener).context("no address")?);
     let mut peers: HashMap<ConnId, Peer> = HashMap::new();
@@ -85,8 +86,8 @@ impl Peer {
 /// An echo server in a process of its own.
 pub struct Server {
     child: Child,
-    /// Where it listens.
-    pub address: SocketAddr,
+    address: SocketAddr,
+    busy_poll: Duration,
 }
 
 impl Server {
@@ -94,12 +95,14 @@ impl Server {
     ///
     /// # Errors
     /// The process could not be started.
-    pub fn start() -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?).arg("echo-server").stdout(Stdio::piped()).spawn()?;
+    pub fn start(busy_poll: Duration) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("echo-server").arg(busy_poll.as_micros().to_string());
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         let out = child.stdout.take().context("the echo server has no output")?;
         BufReader::new(out).read_line(&mut line)?;
-        Ok(Self { address: line.trim().parse().context("the echo server did not start")?, child })
+        Ok(Self { address: line.trim().parse().context("the echo server did not start")?, child, busy_poll })
     }
 
     /// CPU time so far. Nanoseconds.
@@ -129,9 +132,10 @@ impl Echo {
     ///
     /// # Errors
     /// The reactor failed.
-    pub fn connect(address: SocketAddr) -> Result<Self> {
+    pub fn connect(server: &Server) -> Result<Self> {
         let mut io = Reactor::new(ReactorConfig::default())?;
-        let conn = io.connect_tcp(address);
+        io.set_busy_poll(server.busy_poll);
+        let conn = io.connect_tcp(server.address);
         Ok(Self { io, conn, waiting: VecDeque::new(), got: 0, bytes: vec![0; 8 << 20] })
     }
 }

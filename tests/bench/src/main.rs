@@ -18,6 +18,8 @@ mod program;
 mod report;
 mod scheme;
 
+use std::time::Duration;
+
 use anyhow::Result;
 use behaviour::BehaviourOptions;
 use clap::{Parser, Subcommand};
@@ -51,7 +53,7 @@ enum Command {
     Spin { cpu: usize },
     /// Serves the echo.
     #[command(hide = true)]
-    EchoServer,
+    EchoServer { busy_poll_us: u64 },
 }
 
 fn main() -> Result<()> {
@@ -59,7 +61,7 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     match &arguments.command {
         Some(Command::Spin { cpu }) => awake::spin(*cpu),
-        Some(Command::EchoServer) => echo::serve(),
+        Some(Command::EchoServer { busy_poll_us }) => echo::serve(Duration::from_micros(*busy_poll_us)),
         Some(Command::Compare(options)) => compare::run(options),
         Some(Command::Slices(options)) => compare::serve(options, runtime.handle()),
         Some(Command::Behaviour(options)) => behaviour::run(options, runtime.handle()),

@@ -47,7 +47,7 @@ pub struct MatrixOptions {
     /// With real etcd, and a process for each OSD, monitor and gateway, instead of 'blockyard up'.
     #[arg(long, conflicts_with = "busy_poll_us")]
     etcd: bool,
-    /// OSDs, gateway and the library look for work so long before they sleep. Microseconds.
+    /// OSDs, gateway, the library and the echo look for work so long before they sleep. Microseconds.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     busy_poll_us: u32,
     /// Keep the processors from sleeping: what it takes to wake one differs from machine to machine, and is most of the latency at depth 1
@@ -67,6 +67,12 @@ pub struct MatrixOptions {
     /// Needs perf and inferno.
     #[arg(long)]
     flame: Option<PathBuf>,
+}
+
+impl MatrixOptions {
+    fn busy_poll(&self) -> Duration {
+        Duration::from_micros(self.busy_poll_us.into())
+    }
 }
 
 const fn case(name: &'static str, write: bool, bytes: u32, depth: usize, sequential: bool) -> Case {
@@ -98,7 +104,7 @@ pub fn run(options: &MatrixOptions, runtime: &Handle) -> Result<()> {
     let baseline = options.baseline.as_deref().map(report::load).transpose()?.unwrap_or_default();
     let flames = options.flame.as_deref().map(Flames::new).transpose()?;
     let _awake = Awake::start(options.awake)?;
-    let echo = Server::start()?;
+    let echo = Server::start(options.busy_poll())?;
     let (mut rows, mut curves) = (Vec::new(), Vec::new());
     for &scheme in &options.schemes {
         let mut bench = Bench::start(options, scheme, dir.path(), runtime, &echo)?;
@@ -133,7 +139,7 @@ pub fn slices(
     mut next: impl FnMut(Option<&[Row]>) -> Result<bool>,
 ) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("blockyard-bench").tempdir_in(&options.dir)?;
-    let echo = Server::start()?;
+    let echo = Server::start(options.busy_poll())?;
     let scheme = *options.schemes.first().context("no scheme")?;
     let mut bench = Bench::start(options, scheme, dir.path(), runtime, &echo)?;
     let mut rows: Option<Vec<Row>> = None;
@@ -179,9 +185,9 @@ impl<'a> Bench<'a> {
         let mut library = Library::open(runtime, &cluster.etcd(), IMAGE, payload.clone())?;
         // So that reads find data.
         load::write_pieces(&mut library, 8, load::whole(options.size))?;
-        library.poll(Duration::from_micros(options.busy_poll_us.into()));
+        library.poll(options.busy_poll());
         let nbd = Nbd::connect(cluster.nbd(), IMAGE, payload)?;
-        let echo = Echo::connect(echo_server.address)?;
+        let echo = Echo::connect(echo_server)?;
         Ok(Self { options, scheme, echo, echo_server, nbd, library, cluster })
     }
 
