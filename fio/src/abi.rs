@@ -29,9 +29,10 @@ pub struct RawSettings {
     size: u64,
     mode: u32,
     encrypt: u32,
+    busy_poll_us: u32,
 }
 
-const _: () = assert!(size_of::<RawSettings>() == 6 * size_of::<*const c_char>() + 16);
+const _: () = assert!(size_of::<RawSettings>() == 6 * size_of::<*const c_char>() + 24);
 
 const MODE_CLUSTER: u32 = 0;
 const MODE_STORE: u32 = 1;
@@ -129,6 +130,7 @@ unsafe fn settings(raw: &RawSettings) -> Result<Settings, Error> {
         size: (raw.size > 0).then_some(raw.size),
         bare,
         encrypt: raw.encrypt != 0,
+        busy_poll: Duration::from_micros(raw.busy_poll_us.into()),
     };
     options.settings()
 }
@@ -155,14 +157,16 @@ unsafe fn tell(error: &Error, why: *mut c_char, len: usize) {
 
 fn look(settings: &Settings) -> Result<u64, Error> {
     match settings {
-        Settings::Cluster { access, pool, image } => cluster::look(access, pool, image),
+        Settings::Cluster { access, pool, image, .. } => cluster::look(access, pool, image),
         Settings::Store { path, size } => store::look(path, *size),
     }
 }
 
 fn open(settings: &Settings, depth: u32) -> Result<Engine<Unit, FioMemory>, Error> {
     let target: Box<dyn Target> = match settings {
-        Settings::Cluster { access, pool, image } => Box::new(ClusterTarget::open(access, pool, image)?),
+        Settings::Cluster { access, pool, image, busy_poll } => {
+            Box::new(ClusterTarget::open(access, pool, image, *busy_poll)?)
+        }
         Settings::Store { path, size } => Box::new(StoreTarget::open(path, *size)?),
     };
     Ok(Engine::new(target, depth as usize))

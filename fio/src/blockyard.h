@@ -20,7 +20,10 @@ struct blockyard_settings {
 	uint64_t size;		/* bytes; 0: not said */
 	uint32_t mode;
 	uint32_t encrypt;
+	uint32_t busy_poll_us;	/* at most BLOCKYARD_BUSY_POLL_US_MAX */
 };
+
+#define BLOCKYARD_BUSY_POLL_US_MAX 1000000
 
 enum blockyard_mode {
 	BLOCKYARD_CLUSTER = 0,

@@ -54,7 +54,7 @@ impl ClusterTarget {
     ///
     /// # Errors
     /// The cluster, pool or image is not there, does not let this client in, or does not answer.
-    pub fn open(access: &AccessOptions, pool: &str, image: &ImageChoice) -> Result<Self, Error> {
+    pub fn open(access: &AccessOptions, pool: &str, image: &ImageChoice, busy_poll: Duration) -> Result<Self, Error> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("blockyard-map")
@@ -72,7 +72,8 @@ impl ClusterTarget {
             }
         };
         let opening = LocalImage::open(access.state.clone(), access.credentials.clone(), pool, &name);
-        let image = runtime.block_on(opening)?;
+        let mut image = runtime.block_on(opening)?;
+        image.set_busy_poll(busy_poll);
         drop(guard);
         let mut target = Self { image, access, temporary, runtime };
         match target.first_answer() {
@@ -180,7 +181,8 @@ mod tests {
         let error = look(&access, "default", &image).unwrap_err().to_string();
         assert!(error.contains("127.0.0.1:1"), "{error}");
         let access = AccessOptions { etcd: Some("/nowhere".into()), ..AccessOptions::default() };
-        let error = ClusterTarget::open(&access, "default", &image).err().expect("no cluster").to_string();
+        let error =
+            ClusterTarget::open(&access, "default", &image, Duration::ZERO).err().expect("no cluster").to_string();
         assert!(error.contains("no cluster runs on /nowhere"), "{error}");
     }
 }

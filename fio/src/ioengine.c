@@ -25,6 +25,7 @@ struct engine_options {
 	unsigned long long size;
 	unsigned int mode;
 	unsigned int encrypt;
+	unsigned int busy_poll_us;
 };
 
 #define OPTION_STRING(NAME, MEMBER, HELP)				\
@@ -51,6 +52,17 @@ static struct fio_option options[] = {
 		.type = FIO_OPT_BOOL,
 		.off1 = offsetof(struct engine_options, encrypt),
 		.help = "Encrypt the connections to OSDs; needs the cluster's key",
+		.def = "0",
+		.category = FIO_OPT_C_ENGINE,
+		.group = FIO_OPT_G_INVALID,
+	},
+	{
+		.name = "blockyard_busy_poll_us",
+		.lname = "blockyard_busy_poll_us",
+		.type = FIO_OPT_INT,
+		.off1 = offsetof(struct engine_options, busy_poll_us),
+		.maxval = BLOCKYARD_BUSY_POLL_US_MAX,
+		.help = "How long to look for answers before sleeping, in microseconds",
 		.def = "0",
 		.category = FIO_OPT_C_ENGINE,
 		.group = FIO_OPT_G_INVALID,
@@ -100,6 +112,7 @@ static struct blockyard_settings settings_of(const struct thread_data *td)
 		.size = o->size,
 		.mode = o->mode,
 		.encrypt = o->encrypt,
+		.busy_poll_us = o->busy_poll_us,
 	};
 }
 

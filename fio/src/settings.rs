@@ -1,6 +1,7 @@
 //! What the engine's options mean, taken together.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::error::Error;
 
@@ -23,6 +24,8 @@ pub(crate) struct Options {
     /// Drive a bare store instead of a cluster.
     pub bare: bool,
     pub encrypt: bool,
+    /// How long to look for answers before sleeping.
+    pub busy_poll: Duration,
 }
 
 /// What to drive.
@@ -36,6 +39,8 @@ pub(crate) enum Settings {
         pool: String,
         /// The image.
         image: ImageChoice,
+        /// How long to look for answers before sleeping.
+        busy_poll: Duration,
     },
     /// The store of an OSD, without the OSD.
     Store {
@@ -84,6 +89,7 @@ impl Options {
             ("blockyard_conf", self.conf.is_some()),
             ("blockyard_key_file", self.key_file.is_some()),
             ("blockyard_encrypt", self.encrypt),
+            ("blockyard_busy_poll_us", !self.busy_poll.is_zero()),
         ];
         if let Some((name, _)) = of_cluster.iter().find(|(_, is_set)| *is_set) {
             return Err(Error::new(format!("{name} is for clusters: leave it out with blockyard_mode=store")));
@@ -115,7 +121,8 @@ impl Options {
             }
         };
         let access = AccessOptions { etcd: self.etcd, conf: self.conf, key_file: self.key_file, encrypt: self.encrypt };
-        Ok(Settings::Cluster { access, pool: self.pool.unwrap_or_else(|| POOL_DEFAULT.to_owned()), image })
+        let pool = self.pool.unwrap_or_else(|| POOL_DEFAULT.to_owned());
+        Ok(Settings::Cluster { access, pool, image, busy_poll: self.busy_poll })
     }
 }
 
@@ -148,6 +155,8 @@ mod tests {
         assert!(refused(Options { size: None, ..store.clone() }).contains("blockyard_size"));
         assert!(refused(Options { store: None, ..store.clone() }).contains("blockyard_store"));
         assert!(refused(Options { image: Some("a".into()), ..store.clone() }).contains("blockyard_image is for"));
-        assert!(refused(Options { encrypt: true, ..store }).contains("blockyard_encrypt is for"));
+        assert!(refused(Options { encrypt: true, ..store.clone() }).contains("blockyard_encrypt is for"));
+        let polls = Options { busy_poll: Duration::from_micros(1), ..store };
+        assert!(refused(polls).contains("blockyard_busy_poll_us is for"));
     }
 }

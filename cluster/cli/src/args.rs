@@ -278,7 +278,7 @@ pub struct PoolCreate {
     /// Fewest copies or shards that may accept writes [default: more than half of the copies; one shard more than K]
     #[arg(long, value_name = "N")]
     pub min_size: Option<u8>,
-    /// Placement groups; can only be raised later, to a multiple
+    /// Placement groups; 'pool set-pg-count' changes their number later
     #[arg(long, value_name = "N", default_value_t = cluster_proto::limits::PG_COUNT_DEFAULT)]
     pub pg_count: u32,
     /// Size of a copy or data shard of the objects that images are cut into: a power of two from 128K to 4M; cannot be

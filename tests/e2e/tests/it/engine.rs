@@ -31,7 +31,7 @@ fn the_engine_verifies_on_copies_and_on_erasure_code() {
             let long = ["--name=long", "--rw=write", "--bs=4M", "--iodepth=8", "--size=64M", "--offset=128M"];
             fio.verify(&data_dir(&cluster), "demo", &long);
             let pages = ["--name=pages", "--rw=randwrite", "--bs=4k", "--iodepth=128", "--size=16M", "--offset=64M"];
-            fio.verify(&cluster.etcd(), "demo", &pages);
+            fio.verify(&cluster.etcd(), "demo", &[&pages[..], &["--blockyard_busy_poll_us=500"]].concat());
         }
     });
 }
@@ -122,6 +122,7 @@ fn whoever_asks_for_what_is_not_there_is_told() {
         refused(&read(&at, &["--blockyard_image=demo", "--blockyard_encrypt=1"]), &["needs the cluster's key"]);
         refused(&read(&at, &["--blockyard_image=demo", "--bs=1000", "--size=1000"]), &["multiples of 512"]);
         refused(&read(&at, &["--blockyard_image=demo", "--filename=a:b"]), &["one image"]);
+        refused(&read(&at, &["--blockyard_image=demo", "--blockyard_busy_poll_us=1000001"]), &["max value", "1000000"]);
     });
 }
 
