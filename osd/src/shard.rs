@@ -30,8 +30,10 @@ const CONNECTIONS_MAX: usize = 4096;
 const SEND_QUEUE_MAX: usize = 32 << 20;
 /// How often the state is published and an idle store told so.
 const BEAT: Duration = Duration::from_millis(100);
-/// With so many operations in the store at the moment of a beat, freed space is discarded.
+/// With so many operations in the store at the moment of a beat, freed space is discarded,
 const QUIET_OPERATIONS: usize = 4;
+/// if no more than this was written since the last one: large writes take freed space up again. Bytes.
+const QUIET_BYTES: u64 = 1 << 20;
 /// How long a stopping OSD waits for its store's operations, and then for its peers to take their answers.
 const STOP_MAX: Duration = Duration::from_secs(2);
 
@@ -67,6 +69,8 @@ pub(crate) struct Shard {
     store_operations: usize,
     /// The store was given something since the last beat.
     is_busy: bool,
+    /// Bytes of data that the store had written at the last beat.
+    written: u64,
     next_beat: Instant,
     now: Millis,
 }
@@ -105,6 +109,7 @@ impl Shard {
             stop: setup.stop,
             store_operations: 0,
             is_busy: false,
+            written: 0,
             next_beat: reactor.now(),
             now: reactor.now_ns() / 1_000_000,
             reactor,
@@ -172,9 +177,11 @@ impl Shard {
             self.store.handle_idle();
         }
         self.is_busy = false;
-        if self.store_operations <= QUIET_OPERATIONS {
+        let written = self.store.stats().data_bytes_written;
+        if self.store_operations <= QUIET_OPERATIONS && written - self.written <= QUIET_BYTES {
             self.store.discard_unused();
         }
+        self.written = written;
         self.publish();
     }
 

@@ -84,6 +84,20 @@ fn pools_are_created_and_hold_images() {
 }
 
 #[test]
+fn a_removed_image_gives_its_space_back_to_the_machine() {
+    limited(120, || {
+        let cluster = Cluster::start();
+        let file = cluster.path("file");
+        std::fs::write(&file, Random::new(6).bytes(48 << 20)).unwrap();
+        cluster.blockyard(&["image", "import", file.to_str().unwrap(), "copy"]).ok();
+        let taken = || std::fs::metadata(cluster.osd_file(1)).unwrap().blocks() * 512;
+        let before = taken();
+        cluster.blockyard(&["image", "rm", "copy", "--yes"]).ok();
+        eventually(60, "the space is discarded", || (taken() + 40 * MIB < before).then_some(()));
+    });
+}
+
+#[test]
 fn import_and_export_keep_every_bit_and_every_hole() {
     limited(120, || {
         let cluster = Cluster::start_with(&["--osd-size", "512M"]);
