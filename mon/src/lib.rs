@@ -20,7 +20,7 @@ use cluster_state::StateStore;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-pub use view::View;
+pub use view::{View, add_scrubbed};
 
 /// Settings of a monitor.
 pub struct MonConfig {

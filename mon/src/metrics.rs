@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::MoreMetrics;
+use crate::add_scrubbed;
 use crate::leader::Leading;
 
 /// How long a scrape waits for the state store.
@@ -44,9 +45,13 @@ pub(crate) async fn serve(listener: Option<TcpListener>, source: Source) -> std:
 }
 
 async fn scrape(State(source): State<Source>) -> Response {
-    let map = source.latest.borrow().clone();
+    let mut map = ClusterMap::clone(&source.latest.borrow());
     let leads = source.elected.borrow().is_some();
-    match timeout(STORE_MAX, read_stats(&*source.store)).await {
+    let reading = async {
+        add_scrubbed(&*source.store, &mut map).await?;
+        read_stats(&*source.store).await
+    };
+    match timeout(STORE_MAX, reading).await {
         Ok(Ok(stats)) => {
             let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
             let more = source.more.map_or_else(String::new, |more| more());

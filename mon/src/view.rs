@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cluster_proto::map::{ClusterMap, keys};
-use cluster_state::{MirrorEvent, Snapshot, WatchEvent};
+use cluster_state::{MirrorEvent, Snapshot, StateError, StateStore, WatchEvent};
 
 /// A [`ClusterMap`] fed by mirrors of ranges of the state store.
 ///
@@ -89,6 +89,17 @@ impl View {
             None => self.revisions.remove(&key),
         };
     }
+}
+
+/// Adds what has been scrubbed, which no view has, to a map. Values that cannot be understood are left out.
+///
+/// # Errors
+/// The state store does not answer.
+pub async fn add_scrubbed(store: &dyn StateStore, map: &mut ClusterMap) -> Result<(), StateError> {
+    for entry in store.range(keys::SCRUBBED).await?.entries {
+        let _ = map.apply(&entry.key, Some(&entry.value));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

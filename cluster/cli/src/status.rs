@@ -136,7 +136,8 @@ pub async fn status(session: &Session, out: Output) -> Result<(), CliError> {
 }
 
 async fn collect(session: &Session) -> Result<Status, CliError> {
-    let map = session.map().await?;
+    let mut map = session.map().await?;
+    mon::add_scrubbed(&*session.store, &mut map).await?;
     let stats = statistics(session).await?;
     let images = metadata::images(&*session.store).await?;
     let leader = session.store.get(keys::LEADER).await?;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster_proto::map::{ClusterMap, OsdStats, PgMap, PoolConfig};
+use cluster_proto::map::{ClusterMap, OsdStats, PgMap, PgScrub, PoolConfig};
 use cluster_proto::{OsdId, PgId, PoolId};
 use serde::Serialize;
 
@@ -148,7 +148,7 @@ pub struct Health {
     pub osds: OsdCounts,
 }
 
-/// Judges a cluster by its map and the statistics of its OSDs.
+/// Judges a cluster by its map, with what was scrubbed, and the statistics of its OSDs.
 pub fn health(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>) -> Health {
     let mut pools: BTreeMap<PoolId, Option<&PoolConfig>> = map.pgs.keys().map(|pg| (pg.pool, None)).collect();
     pools.extend(map.pools.iter().map(|(id, pool)| (*id, Some(pool))));
@@ -157,6 +157,7 @@ pub fn health(map: &ClusterMap, stats: &BTreeMap<OsdId, OsdStats>) -> Health {
     let mut problems = plan(map, &Running::registered(map), &usable(map, &BTreeSet::new())).problems;
     judge_osds(map, &mut problems);
     judge_pgs(&pgs, &mut problems);
+    judge_scrubs(map, &mut problems);
     for (osd, stats) in stats {
         judge_stats(*osd, stats, &mut problems);
     }
@@ -217,6 +218,21 @@ fn judge_pgs(pgs: &PgCounts, problems: &mut Vec<Problem>) {
         let message =
             format!("{} of {} are about to serve: reads and writes there wait", count(pgs.peering, "PG"), pgs.total);
         problems.push(Problem::new(ProblemCode::PgPeering, message));
+    }
+}
+
+/// What the last scrub of each PG left: known if the map has been told what was scrubbed.
+fn judge_scrubs(map: &ClusterMap, problems: &mut Vec<Problem>) {
+    let left = |(pg, done): (&PgId, &PgScrub)| (done.unrepaired > 0 && map.pgs.contains_key(pg)).then_some(*pg);
+    let damaged: Vec<PgId> = map.scrubbed.iter().filter_map(left).collect();
+    if !damaged.is_empty() {
+        let message = format!(
+            "{} with damage that the last scrub could not repair ({}): see 'blockyard pg describe'; write what cannot be \
+             read anew, from a backup, and scrub again with 'blockyard pg repair'",
+            count(damaged.len(), "PG"),
+            list(damaged)
+        );
+        problems.push(Problem::new(ProblemCode::ScrubUnrepaired, message));
     }
 }
 

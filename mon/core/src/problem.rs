@@ -41,6 +41,8 @@ pub enum ProblemCode {
     PgEpochsExhausted,
     /// Stored data did not match its checksum.
     CrcErrors,
+    /// A scrub found damage that it could not repair.
+    ScrubUnrepaired,
     /// A device reported errors.
     IoErrors,
     /// An OSD is nearly full.
@@ -65,6 +67,7 @@ impl ProblemCode {
             ProblemCode::PgPeering => "pg-peering",
             ProblemCode::PgEpochsExhausted => "pg-epochs-exhausted",
             ProblemCode::CrcErrors => "crc-errors",
+            ProblemCode::ScrubUnrepaired => "scrub-unrepaired",
             ProblemCode::IoErrors => "io-errors",
             ProblemCode::OsdNearlyFull => "osd-nearly-full",
             ProblemCode::OsdFull => "osd-full",
@@ -88,6 +91,7 @@ impl ProblemCode {
             | ProblemCode::PoolChanged
             | ProblemCode::PoolMissing
             | ProblemCode::PgOffline
+            | ProblemCode::ScrubUnrepaired
             | ProblemCode::PgEpochsExhausted => Severity::Error,
         }
     }

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cluster_proto::map::{
-    Activation, ClusterInfo, ClusterMap, Member, OsdConfig, OsdState, OsdStats, PgMap, PoolConfig, keys,
+    Activation, ClusterInfo, ClusterMap, Member, OsdConfig, OsdState, OsdStats, PgMap, PgScrub, PoolConfig, keys,
 };
 use cluster_proto::{Epoch, Incarnation, OsdId, PgId, PoolId, Uuid};
-use mon_core::health::{Verdict, health};
+use mon_core::health::{Health, Verdict, health};
 use mon_core::{Plan, ProblemCode, Running, usable};
 use proptest::prelude::*;
 
@@ -586,6 +586,23 @@ fn statistics_are_judged() {
     let codes: Vec<_> = judged.problems.iter().map(|p| p.code.as_str()).collect();
     assert_eq!(codes, ["crc-errors", "io-errors", "osd-nearly-full"]);
     assert_eq!(judged.verdict, Verdict::Warning);
+}
+
+#[test]
+fn what_scrubs_could_not_repair_is_told() {
+    let mut map = cluster(1, 1);
+    start(&mut map, 1, 1);
+    let first = plan(&map);
+    apply(&mut map, &first);
+    activate(&mut map);
+    map.scrubbed.insert(pg(2), PgScrub { errors: 4, ..PgScrub::default() });
+    map.scrubbed.insert(pg(1000), PgScrub { errors: 4, unrepaired: 4, ..PgScrub::default() });
+    let judged = |map: &_| health(map, &BTreeMap::new());
+    assert_eq!(judged(&map).problems, [], "what is repaired, and what is gone, is no problem");
+    map.scrubbed.insert(pg(3), PgScrub { errors: 4, unrepaired: 1, ..PgScrub::default() });
+    let Health { verdict, problems, .. } = judged(&map);
+    assert_eq!((verdict, problems.len(), problems[0].code), (Verdict::Error, 1, ProblemCode::ScrubUnrepaired));
+    assert!(problems[0].message.contains(&format!("({})", pg(3))), "{}", problems[0].message);
 }
 
 #[derive(Clone, Debug)]

@@ -117,6 +117,33 @@ fn damage_in_every_copy_but_one_is_repaired_and_scrubs_are_remembered() {
 }
 
 #[test]
+fn damage_of_every_copy_is_told_until_it_is_written_anew() {
+    limited(150, || {
+        if !have(&["etcd"]) {
+            return;
+        }
+        let (fleet, data) = start(&["--replicas", "2"], 5);
+        let told = || {
+            let status = fleet.status();
+            let problems = status["problems"].as_array().expect("a list");
+            let told = problems.iter().any(|problem| problem["code"] == "scrub-unrepaired");
+            assert!(!told || status["verdict"] == "error", "{status}");
+            told
+        };
+        let mut random = Random::new(6);
+        let flipped: u64 = (1..=3).map(|osd| damage(&fleet, osd, &data, &mut random, |i| i == 7)).sum();
+        assert_eq!((flipped, told()), (2, false));
+        assert_eq!(scrub_all(&fleet, &["repair"]), (2, 2), "no copy is left");
+        assert!(told());
+        let mut demo = fleet.connect("demo");
+        demo.read(7 * SECTOR as u64, SECTOR).expect_err("nothing is made up");
+        demo.write(7 * SECTOR as u64, &data[7 * SECTOR..8 * SECTOR]).unwrap();
+        assert_eq!(scrub_all(&fleet, &["repair"]), (0, 0));
+        assert!(!told() && demo.read_long(0, data.len()).unwrap() == data);
+    });
+}
+
+#[test]
 fn damage_in_one_shard_is_repaired() {
     limited(150, || {
         if !have(&["etcd"]) {
