@@ -215,6 +215,25 @@ fn every_message_survives_whole_and_byte_by_byte() {
 }
 
 #[test]
+fn a_large_payload_in_pieces_is_verified_to_its_end() {
+    let (data, crcs) = filled(40, 7);
+    let body = ReplyBody::Data { data, crcs };
+    let reply = Message::Reply(Reply { seq: 9, status: Status::Ok, version: Version::NONE, unsynced: false, body });
+    let all = vec![hello(), reply, Message::Ping];
+    let bytes = to_bytes(&all);
+    let ping = to_bytes(&all[2..]).len();
+    for piece in [1000, SECTOR, 10_007, 100_000] {
+        let decoded = |bytes: &[u8]| decode_in(bytes.chunks(piece).map(<[u8]>::to_vec));
+        assert!(decoded(&bytes).unwrap() == all, "in pieces of {piece}");
+        for at in (0..40).map(|sector| bytes.len() - ping - 1 - sector * SECTOR) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 4;
+            assert_eq!(decoded(&damaged).unwrap_err().field, "payload checksum", "byte {at}");
+        }
+    }
+}
+
+#[test]
 fn a_hello_alone_does_not_lift_the_bounds() {
     let mut decoder = Decoder::new();
     let large = samples().into_iter().find(|m| to_bytes(std::slice::from_ref(m)).len() > 512).unwrap();
