@@ -24,7 +24,8 @@ impl Awake {
         let own = sched_getaffinity(None)?;
         for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| wanted && own.is_set(*cpu)) {
             let mut command = Command::new("chrt");
-            command.args(["--idle", "0"]).arg(std::env::current_exe()?).arg("spin").arg(cpu.to_string());
+            command.args(["--idle", "0"]).arg(std::env::current_exe()?).arg("spin");
+            command.args([cpu.to_string(), std::process::id().to_string()]);
             let process = command.stdin(Stdio::null()).spawn().context("cannot run chrt, of util-linux")?;
             awake.processes.push(process);
         }
@@ -40,12 +41,11 @@ impl Drop for Awake {
     }
 }
 
-/// Keeps a processor busy until the process that wanted it is gone.
+/// Keeps a processor busy until the process that wanted it, its parent, is gone.
 ///
 /// # Errors
 /// There is no such processor.
-pub fn spin(cpu: usize) -> Result<()> {
-    let parent = std::os::unix::process::parent_id();
+pub fn spin(cpu: usize, parent: u32) -> Result<()> {
     let mut only = CpuSet::new();
     only.set(cpu);
     sched_setaffinity(None, &only)?;

@@ -50,7 +50,7 @@ enum Command {
     Slices(MatrixOptions),
     /// Keeps a processor awake.
     #[command(hide = true)]
-    Spin { cpu: usize },
+    Spin { cpu: usize, parent: u32 },
     /// Serves the echo.
     #[command(hide = true)]
     EchoServer { busy_poll_us: u64 },
@@ -60,7 +60,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     match &arguments.command {
-        Some(Command::Spin { cpu }) => awake::spin(*cpu),
+        Some(Command::Spin { cpu, parent }) => awake::spin(*cpu, *parent),
         Some(Command::EchoServer { busy_poll_us }) => echo::serve(Duration::from_micros(*busy_poll_us)),
         Some(Command::Compare(options)) => compare::run(options),
         Some(Command::Slices(options)) => compare::serve(options, runtime.handle()),
