@@ -69,8 +69,6 @@ pub(crate) struct Shard {
     store_operations: usize,
     /// The store was given something since the last beat.
     is_busy: bool,
-    /// Bytes of data that the store had written at the last beat.
-    written: u64,
     next_beat: Instant,
     now: Millis,
 }
@@ -109,7 +107,6 @@ impl Shard {
             stop: setup.stop,
             store_operations: 0,
             is_busy: false,
-            written: 0,
             next_beat: reactor.now(),
             now: reactor.now_ns() / 1_000_000,
             reactor,
@@ -177,11 +174,11 @@ impl Shard {
             self.store.handle_idle();
         }
         self.is_busy = false;
-        let written = self.store.stats().data_bytes_written;
-        if self.store_operations <= QUIET_OPERATIONS && written - self.written <= QUIET_BYTES {
+        let published = self.live.borrow().store.data_bytes_written;
+        let written = self.store.stats().data_bytes_written - published;
+        if self.store_operations <= QUIET_OPERATIONS && written <= QUIET_BYTES {
             self.store.discard_unused();
         }
-        self.written = written;
         self.publish();
     }
 
