@@ -573,13 +573,19 @@ fn the_last_epoch_is_not_passed() {
     assert_eq!(codes(&next), [ProblemCode::PgEpochsExhausted]);
 }
 
-#[test]
-fn statistics_are_judged() {
+/// One OSD, all of whose PGs serve.
+fn healthy() -> ClusterMap {
     let mut map = cluster(1, 1);
     start(&mut map, 1, 1);
     let first = plan(&map);
     apply(&mut map, &first);
     activate(&mut map);
+    map
+}
+
+#[test]
+fn statistics_are_judged() {
+    let map = healthy();
     let mut stats = OsdStats { crc_errors: 2, repaired_sectors: 2, io_errors: 1, ..OsdStats::default() };
     (stats.space.total, stats.space.used) = (1000, 850);
     let judged = health(&map, &BTreeMap::from([(OsdId(1), stats)]));
@@ -590,11 +596,7 @@ fn statistics_are_judged() {
 
 #[test]
 fn what_scrubs_could_not_repair_is_told() {
-    let mut map = cluster(1, 1);
-    start(&mut map, 1, 1);
-    let first = plan(&map);
-    apply(&mut map, &first);
-    activate(&mut map);
+    let mut map = healthy();
     map.scrubbed.insert(pg(2), PgScrub { errors: 4, ..PgScrub::default() });
     map.scrubbed.insert(pg(1000), PgScrub { errors: 4, unrepaired: 4, ..PgScrub::default() });
     let judged = |map: &_| health(map, &BTreeMap::new());

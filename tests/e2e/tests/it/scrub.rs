@@ -122,8 +122,8 @@ fn damage_of_every_copy_is_told_until_it_is_written_anew() {
         if !have(&["etcd"]) {
             return;
         }
-        let (fleet, data) = start(&["--replicas", "2"], 5);
-        let told = || {
+        let (mut fleet, data) = start(&["--replicas", "2"], 5);
+        let told = |fleet: &Fleet| {
             let status = fleet.status();
             let problems = status["problems"].as_array().expect("a list");
             let told = problems.iter().any(|problem| problem["code"] == "scrub-unrepaired");
@@ -132,14 +132,19 @@ fn damage_of_every_copy_is_told_until_it_is_written_anew() {
         };
         let mut random = Random::new(6);
         let flipped: u64 = (1..=3).map(|osd| damage(&fleet, osd, &data, &mut random, |i| i == 7)).sum();
-        assert_eq!((flipped, told()), (2, false));
+        assert_eq!((flipped, told(&fleet)), (2, false));
         assert_eq!(scrub_all(&fleet, &["repair"]), (2, 2), "no copy is left");
-        assert!(told());
+        assert!(told(&fleet));
+        fleet.stop("mon.1");
+        let monitor = fleet.start_monitor(1);
+        eventually(20, "the monitor tells, too", || {
+            (sample(&metrics(&monitor), "blockyard_problems{code=\"scrub-unrepaired\"}") == Some(1.0)).then_some(())
+        });
         let mut demo = fleet.connect("demo");
         demo.read(7 * SECTOR as u64, SECTOR).expect_err("nothing is made up");
         demo.write(7 * SECTOR as u64, &data[7 * SECTOR..8 * SECTOR]).unwrap();
         assert_eq!(scrub_all(&fleet, &["repair"]), (0, 0));
-        assert!(!told() && demo.read_long(0, data.len()).unwrap() == data);
+        assert!(!told(&fleet) && demo.read_long(0, data.len()).unwrap() == data);
     });
 }
 
