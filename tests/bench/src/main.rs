@@ -17,6 +17,7 @@ mod nbd;
 mod program;
 mod report;
 mod scheme;
+mod targets;
 
 use std::time::Duration;
 

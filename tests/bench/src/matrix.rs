@@ -18,7 +18,7 @@ use crate::metrics::Counters;
 use crate::nbd::Nbd;
 use crate::report::{self, Row};
 use crate::scheme::Scheme;
-use crate::{cpu, graph};
+use crate::{cpu, graph, targets};
 
 /// What is measured.
 #[derive(Args)]
@@ -57,7 +57,7 @@ pub struct MatrixOptions {
     /// Also write the figures to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Compare with the figures that --json wrote in an earlier run.
+    /// Compare with the figures that --json wrote in an earlier run, instead of with those stored in tests/bench/baseline.json.
     #[arg(long)]
     baseline: Option<PathBuf>,
     /// Draw latency against throughput of 4 KiB operations, at depths 1 to 256, into this file, as SVG.
@@ -101,7 +101,7 @@ const WARM_UP: Duration = Duration::from_millis(300);
 /// A cluster failed, or a file cannot be written.
 pub fn run(options: &MatrixOptions, runtime: &Handle) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("blockyard-bench").tempdir_in(&options.dir)?;
-    let baseline = options.baseline.as_deref().map(report::load).transpose()?.unwrap_or_default();
+    let baseline = options.baseline.as_deref().map_or_else(|| Ok(report::stored()), report::load)?;
     let flames = options.flame.as_deref().map(Flames::new).transpose()?;
     let _awake = Awake::start(options.awake)?;
     let echo = Server::start(options.busy_poll())?;
@@ -120,6 +120,7 @@ pub fn run(options: &MatrixOptions, runtime: &Handle) -> Result<()> {
         }
     }
     report::print(&rows, &baseline);
+    targets::print(&rows);
     if let Some(path) = &options.graph {
         graph::draw(path, &curves)?;
     }
@@ -172,6 +173,14 @@ struct Run {
     osds: Counters,
 }
 
+impl Run {
+    /// CPU time of the load and of all parts that it goes through. Microseconds per operation.
+    fn cpu_us(&self) -> f64 {
+        let parts = ["gateway", "osds"].map(|part| self.cpu.get(part).copied().unwrap_or(0));
+        (self.sample.own_cpu + parts.iter().sum::<u64>()) as f64 / 1000.0 / self.sample.count as f64
+    }
+}
+
 impl<'a> Bench<'a> {
     fn start(
         options: &'a MatrixOptions,
@@ -212,9 +221,16 @@ impl<'a> Bench<'a> {
                 library.push(observed(&self.cluster, &mut self.library, case, size, time)?);
             }
         }
-        let doors = [("nbd", &nbd), ("library", &library)];
-        let doors = doors.into_iter().filter(|(_, runs)| !runs.is_empty());
-        Ok(doors.map(|(door, runs)| row(self.scheme, case, door, &echoes, runs)).collect())
+        let extras: Vec<f64> = nbd.iter().zip(&library).map(|(nbd, library)| nbd.cpu_us() - library.cpu_us()).collect();
+        let mut rows = Vec::new();
+        if through_nbd {
+            let extra_us = through_library.then(|| median(extras));
+            rows.push(Row { extra_us, ..row(self.scheme, case, "nbd", &echoes, &nbd) });
+        }
+        if through_library {
+            rows.push(row(self.scheme, case, "library", &echoes, &library));
+        }
+        Ok(rows)
     }
 
     /// The same bytes, echoed, with the CPU time of the other side.
@@ -295,5 +311,6 @@ fn row(scheme: Scheme, case: Case, door: &str, echoes: &[(Sample, u64)], runs: &
         echo_cpu_us,
         latency_ratio: mean_us / echo_mean_us,
         rate_ratio: iops / echo_rate,
+        extra_us: None,
     }
 }

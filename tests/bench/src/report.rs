@@ -49,6 +49,9 @@ pub struct Row {
     pub latency_ratio: f64,
     /// Rate, over the echo's.
     pub rate_ratio: f64,
+    /// CPU time beyond that of the library's run right after; only of other doors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra_us: Option<f64>,
 }
 
 impl Row {
@@ -56,6 +59,19 @@ impl Row {
     pub fn cpu_us(&self) -> f64 {
         self.cpu_load_us + self.cpu_gateway_us + self.cpu_osds_us
     }
+
+    /// The same, over the echo's.
+    fn cpu_ratio(&self) -> f64 {
+        self.cpu_us() / self.echo_cpu_us
+    }
+}
+
+/// The figures that are stored with the benchmark.
+///
+/// # Panics
+/// Never: a test reads them.
+pub fn stored() -> Vec<Row> {
+    serde_json::from_str(include_str!("../baseline.json")).expect("what --json wrote")
 }
 
 /// Reads the rows of an earlier run.
@@ -79,9 +95,9 @@ pub fn number((number, decimals): (f64, usize)) -> Cell {
     Cell::new(format!("{number:.decimals$}")).set_alignment(CellAlignment::Right)
 }
 
-/// Prints the table. With `baseline`, how latency ratio and CPU time compare with those of its row.
+/// Prints the table, with how latency and CPU time, both over the echo's, compare with those of the baseline's row.
 pub fn print(rows: &[Row], baseline: &[Row]) {
-    let mut header = vec![
+    let header = [
         "scheme",
         "case",
         "door",
@@ -100,11 +116,11 @@ pub fn print(rows: &[Row], baseline: &[Row]) {
         "echo us",
         "echo cpu",
         "latency/echo",
+        "cpu/echo",
         "rate/echo",
+        "latency/base",
+        "cpu/base",
     ];
-    if !baseline.is_empty() {
-        header.extend(["latency/base", "cpu/base"]);
-    }
     let mut table = table(&header);
     for row in rows {
         let mut numbers = vec![
@@ -123,11 +139,12 @@ pub fn print(rows: &[Row], baseline: &[Row]) {
             (row.echo_mean_us, 1),
             (row.echo_cpu_us, 2),
             (row.latency_ratio, 2),
+            (row.cpu_ratio(), 2),
             (row.rate_ratio, 2),
         ];
         let same = |old: &&Row| (&old.scheme, &old.case, &old.door) == (&row.scheme, &row.case, &row.door);
         if let Some(old) = baseline.iter().find(same) {
-            numbers.extend([(row.latency_ratio / old.latency_ratio, 2), (row.cpu_us() / old.cpu_us(), 2)]);
+            numbers.extend([(row.latency_ratio / old.latency_ratio, 2), (row.cpu_ratio() / old.cpu_ratio(), 2)]);
         }
         let mut cells = vec![Cell::new(&row.scheme), Cell::new(&row.case), Cell::new(&row.door)];
         cells.extend(numbers.into_iter().map(number));
@@ -136,6 +153,19 @@ pub fn print(rows: &[Row], baseline: &[Row]) {
     println!("{table}");
     println!(
         "cpu: microseconds of CPU time per operation; load = this program, osds = all OSDs together. calls, dev. writes: per \
-         operation, all OSDs; dev. bytes: written to devices per byte of the load"
+         operation, all OSDs; dev. bytes: written to devices per byte of the load; base: latency/echo and cpu/echo over those of the baseline"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stored_figures_are_of_every_target() {
+        let rows = stored();
+        for target in &crate::targets::TARGETS {
+            assert!(target.measured(&rows).is_some(), "{} {}", target.scheme, target.case);
+        }
+    }
 }
