@@ -48,49 +48,131 @@ impl FaultPlan {
             splits: rng.one_in(2),
         }
     }
+
+    fn allows(self, fault: Fault) -> bool {
+        match fault {
+            Fault::Crash | Fault::CrashAll => self.crashes,
+            Fault::Cut | Fault::Stall => self.network,
+            Fault::Rot => self.rot,
+            Fault::State => self.state,
+            Fault::Client => self.clients,
+            Fault::Slow | Fault::Scrub => true,
+            Fault::Hang | Fault::Lonely => self.hangs,
+            Fault::Move => self.moves,
+            Fault::Pgs => self.splits,
+        }
+    }
 }
+
+/// One thing that goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Fault {
+    /// An OSD's process dies, perhaps with its power.
+    Crash,
+    /// Those of all OSDs do.
+    CrashAll,
+    /// A connection breaks.
+    Cut,
+    /// Nothing passes between two processes for a while.
+    Stall,
+    /// Data on a disk rots.
+    Rot,
+    /// The state store stops answering for a while.
+    State,
+    /// A client dies.
+    Client,
+    /// A disk is slow.
+    Slow,
+    /// An OSD stands still.
+    Hang,
+    /// An OSD cannot reach the state store.
+    Lonely,
+    /// An OSD's weight changes.
+    Move,
+    /// A scrub is asked for.
+    Scrub,
+    /// The pool gets more PGs, or fewer.
+    Pgs,
+}
+
+/// Faults as often as they come by themselves; of those that the plan rules out nothing happens.
+const USUAL: [Fault; 19] = [
+    Fault::Crash,
+    Fault::Crash,
+    Fault::Crash,
+    Fault::CrashAll,
+    Fault::Cut,
+    Fault::Cut,
+    Fault::Stall,
+    Fault::Stall,
+    Fault::Rot,
+    Fault::State,
+    Fault::Client,
+    Fault::Slow,
+    Fault::Hang,
+    Fault::Lonely,
+    Fault::Move,
+    Fault::Move,
+    Fault::Scrub,
+    Fault::Pgs,
+    Fault::Pgs,
+];
 
 /// Lets one thing go wrong.
 pub fn strike(world: &mut World) {
-    let plan = world.faults;
     if world.cuts_power() {
         return;
     }
-    match world.rng.below(19) {
-        0..=2 if plan.crashes => crash_one(world),
-        3 if plan.crashes => crash_all(world),
-        4 | 5 if plan.network => cut(world),
-        6 | 7 if plan.network => stall(world),
-        8 if plan.rot => {
+    // Without it nothing is drawn: a seed stays what it was.
+    if let Some(often) = world.often
+        && world.rng.one_in(2)
+    {
+        // Whether or not the plan has it; but what rots must be left somewhere.
+        if often != Fault::Rot || world.faults.rot {
+            happen(world, often);
+        }
+        return;
+    }
+    let usual = USUAL[world.rng.below(USUAL.len() as u64) as usize];
+    if world.faults.allows(usual) {
+        happen(world, usual);
+    }
+}
+
+fn happen(world: &mut World, fault: Fault) {
+    match fault {
+        Fault::Crash => crash_one(world),
+        Fault::CrashAll => crash_all(world),
+        Fault::Cut => cut(world),
+        Fault::Stall => stall(world),
+        Fault::Rot => {
             for _ in 0..world.rng.range(1, 4) {
                 world.rot();
             }
         }
-        9 if plan.state => {
+        Fault::State => {
             let until = world.now + world.rng.range(100_000, 3_000_000);
             world.state_silent_until = until;
             world.note(|| format!("state store silent until {until}"));
         }
-        10 if plan.clients => {
+        Fault::Client => {
             let count = world.clients.len() as u64;
             let which = world.rng.below(count) as usize;
             world.crash_client(which);
         }
-        11 => {
-            let count = world.osds.len() as u64;
-            let which = world.rng.below(count) as usize;
+        Fault::Slow => {
+            let which = any_osd(world);
             world.osds[which].slow_until = world.now + world.rng.range(100_000, 1_000_000);
         }
-        12 if plan.hangs => freeze(world),
-        13 if plan.hangs => {
+        Fault::Hang => freeze(world),
+        Fault::Lonely => {
             let osd = any_osd(world);
             world.osds[osd].state_cut_until = world.now + world.rng.range(500_000, 12_000_000);
             world.note(|| format!("osd {} cannot reach the state store", osd + 1));
         }
-        14 | 15 if plan.moves => reweight(world),
-        16 => world.request_scrub(),
-        17 | 18 if plan.splits => world.change_pgs(),
-        _ => {}
+        Fault::Move => reweight(world),
+        Fault::Scrub => world.request_scrub(),
+        Fault::Pgs => world.change_pgs(),
     }
 }
 
@@ -103,6 +185,8 @@ fn any_osd(world: &mut World) -> usize {
 fn freeze(world: &mut World) {
     let osd = any_osd(world);
     let until = world.now + world.rng.range(100_000, 9_000_000);
+    // Never less than before: what waits for its end would be overtaken by what comes later.
+    let until = until.max(world.osds[osd].frozen_until);
     world.osds[osd].frozen_until = until;
     world.note(|| format!("osd {} stands still until {until}", osd + 1));
 }

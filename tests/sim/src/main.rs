@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use sim::faults::Fault;
 
 /// Simulates clusters and checks what their clients see.
 #[derive(Parser)]
@@ -16,12 +17,23 @@ struct Arguments {
     /// Of these, only seeds with a lazy pool.
     #[arg(long)]
     lazy: bool,
+    /// Half of all faults are this one.
+    #[arg(long)]
+    often: Option<Fault>,
     /// Print every event.
     #[arg(long)]
     trace: bool,
     /// Seeds to run at the same time.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+}
+
+impl Arguments {
+    /// How to see a seed again.
+    fn repeat(&self, seed: u64) -> String {
+        let often = self.often.and_then(|fault| Some(format!(" --often {}", fault.to_possible_value()?.get_name())));
+        format!("repeat with: cargo run --release -p sim -- --seeds {seed}{} --trace", often.unwrap_or_default())
+    }
 }
 
 fn parse_seeds(text: &str) -> Result<Range<u64>, String> {
@@ -75,7 +87,7 @@ fn work(next: &AtomicU64, arguments: &Arguments) -> [u64; 11] {
             continue;
         }
         counts[0] += 1;
-        let result = std::panic::catch_unwind(|| sim::world::run(seed, arguments.trace));
+        let result = std::panic::catch_unwind(|| sim::world::run(seed, arguments.often, arguments.trace));
         match result {
             Ok(Ok(report)) => {
                 let found = [
@@ -93,13 +105,11 @@ fn work(next: &AtomicU64, arguments: &Arguments) -> [u64; 11] {
             }
             Ok(Err(why)) => {
                 counts[1] += 1;
-                println!("FAILED: {why}\nrepeat with: cargo run --release -p sim -- --seeds {seed} --trace\n");
+                println!("FAILED: {why}\n{}\n", arguments.repeat(seed));
             }
             Err(_) => {
                 counts[1] += 1;
-                println!(
-                    "FAILED: seed {seed} panicked\nrepeat with: cargo run --release -p sim -- --seeds {seed} --trace\n"
-                );
+                println!("FAILED: seed {seed} panicked\n{}\n", arguments.repeat(seed));
             }
         }
     }

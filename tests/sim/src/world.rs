@@ -19,7 +19,7 @@ mod clients;
 mod connections;
 
 use crate::control::Control;
-use crate::faults::{self, FaultPlan};
+use crate::faults::{self, Fault, FaultPlan};
 use crate::lazy::Lazy;
 use crate::net::{Micros, Net, NodeId};
 use crate::nodes::{ClientNode, OsdNode};
@@ -121,6 +121,8 @@ pub struct World {
     pub clients: Vec<ClientNode>,
     /// What may go wrong.
     pub faults: FaultPlan,
+    /// Half of all faults are this one.
+    pub often: Option<Fault>,
     /// What the pool leaves to syncs.
     pub(crate) lazy: Lazy,
     /// What all nodes have, if the cluster of this seed has a key.
@@ -156,12 +158,13 @@ pub struct World {
     failure: Option<String>,
 }
 
-/// Runs one seed.
+/// Runs one seed. If there is a fault that shall come `often`, it is another run than without.
 ///
 /// # Errors
 /// What went wrong, with the end of the trace.
-pub fn run(seed: u64, verbose: bool) -> Result<Report, String> {
+pub fn run(seed: u64, often: Option<Fault>, verbose: bool) -> Result<Report, String> {
     let mut world = World::new(seed, verbose);
+    world.often = often;
     let result = world.run_all();
     result.map_err(|why| {
         let trace: Vec<_> = world.trace.iter().cloned().collect();
@@ -212,6 +215,7 @@ impl World {
             net: Net::default(),
             clients: Vec::new(),
             faults,
+            often: None,
             lazy,
             credentials,
             state_silent_until: 0,
