@@ -91,6 +91,8 @@ pub(crate) enum Kind {
     Recovery(Box<Recovery>),
     /// Verifies an object on all members.
     Scrub(Box<Scrub>),
+    /// A member drops a copy that does not count.
+    Drop,
     /// Something of the cluster's own whose outcome does not matter.
     Background,
     /// Given up; only waits for what our store still does.

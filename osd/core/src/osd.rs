@@ -624,6 +624,7 @@ impl Osd {
             }
             Kind::Recovery(_) => self.recovery_step(shard, id, from, outcome),
             Kind::Scrub(_) => self.scrub_step(shard, id, from, outcome),
+            Kind::Drop => self.dropped(now, shard, id, &outcome),
             Kind::Background | Kind::Orphan => {
                 if op.is_settled() {
                     self.ops.remove(id);

@@ -22,7 +22,7 @@ impl Osd {
     pub(crate) fn note_leftovers(&mut self, shard: &dyn ShardIndex, id: PgId) {
         let known_pool = self.map.pools.contains_key(&id.pool);
         let Some(scope) = self.map.scope(id) else { return };
-        let leads = self.pgs.get(&id).is_some_and(|pg| pg.is_writable() && pg.missing.is_empty());
+        let leads = self.pgs.get(&id).is_some_and(|pg| pg.is_writable() && pg.is_whole());
         if known_pool && leads && self.is_complete(id) {
             // A delete that is under way may be here and not yet on all members: it is collected when it is.
             let under_way = |object: &ObjectId| self.pgs.get(&id).is_none_or(|pg| pg.locks.is_held(&object.whole()));

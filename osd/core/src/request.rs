@@ -393,7 +393,7 @@ impl Osd {
         for (id, op) in self.ops.ids().filter(|(_, op)| op.pg == pg) {
             match &op.kind {
                 Kind::Client(c) => begun.push((c.request.seq, c.client, id)),
-                Kind::Recovery(_) | Kind::Scrub(_) | Kind::Background => others.push(id),
+                Kind::Recovery(_) | Kind::Scrub(_) | Kind::Drop | Kind::Background => others.push(id),
                 Kind::Secondary { .. } | Kind::Orphan => {}
             }
         }
@@ -420,6 +420,7 @@ impl Osd {
             state.locks.clear();
             state.waiting = waiting.into();
             state.recoveries = 0;
+            state.drops.clear();
             state.scrubs.round_ended();
             for missing in state.missing.values_mut() {
                 missing.waiting.clear();

@@ -112,6 +112,8 @@ pub(crate) struct Pg {
     pub local_mutations: u32,
     /// Objects that not all members of the acting set have at their newest version. As the primary, while active.
     pub missing: BTreeMap<ObjectId, Missing>,
+    /// Members that are about to drop copies that do not count, with the operations that tell them to. As the primary.
+    pub drops: BTreeMap<OpId, usize>,
     /// Peers that have joined this round.
     answered: PeerMask,
     /// Peers whose objects were looked at in this round.
@@ -160,6 +162,7 @@ impl Pg {
             locks: Locks::default(),
             local_mutations: 0,
             missing: BTreeMap::new(),
+            drops: BTreeMap::new(),
             answered: 0,
             listed: 0,
             cursor: None,
@@ -190,6 +193,11 @@ impl Pg {
 
     pub fn is_active(&self) -> bool {
         matches!(self.state, State::Active)
+    }
+
+    /// Whether all members have every object, and nothing that does not count.
+    pub fn is_whole(&self) -> bool {
+        self.missing.is_empty() && self.drops.is_empty()
     }
 
     /// Whether clients' changes are carried out.

@@ -16,12 +16,12 @@ use cluster_proto::ids::{Epoch, ObjectId, OsdId, PgId, Version};
 use cluster_proto::limits::{PG_HEADS_MAX, REGISTRATION_LEASE_WAIT_MS};
 use cluster_proto::link::{Millis, Outgoing};
 use cluster_proto::map::{Activation, Interval, Member, Scheme};
-use cluster_proto::shard::{Buckets, Digests, ObjectHead, ShardIndex, ShardOp};
+use cluster_proto::shard::{Buckets, Digests, ObjectHead, ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::wire::{Message, PeerInfo, PeerList, PeerObjects, PeerQuery};
 
 use super::object_state::{self, Missing};
 use super::{Peer, Pg, STALL_MS};
-use crate::op::{Kind, PeerMask, bits};
+use crate::op::{Kind, OpId, PeerMask, bits};
 use crate::osd::{Osd, Output};
 
 /// A former member that is registered is waited for so long, if its copies are not needed to be sure. Milliseconds.
@@ -124,9 +124,10 @@ impl Pg {
         Activation { epoch: self.map.epoch, acting: self.map.acting.clone(), complete, min_size: self.record_min as u8 }
     }
 
-    /// Members of the acting set that have every object.
+    /// Members of the acting set that have every object, and nothing that does not count: of a member that is complete everything does.
     fn complete_members(&self) -> Vec<OsdId> {
         let stale = self.missing.values().fold(0, |mask, missing| mask | missing.stale);
+        let stale = self.drops.values().fold(stale, |mask, peer| mask | 1 << peer);
         let unfound = self.missing.values().any(|missing| missing.is_unfound);
         let complete = if unfound { 0 } else { self.acting() & !stale };
         bits(complete).map(|peer| self.peers[peer].osd).collect()
@@ -485,10 +486,27 @@ impl Osd {
             let missing = &pg.missing;
             pg.commits.retain(|object, _| !missing.contains_key(object));
             for (peer, head) in drops {
-                let op = self.new_op(id, Kind::Background);
+                let op = self.new_op(id, Kind::Drop);
+                if let Some(pg) = self.pgs.get_mut(&id) {
+                    pg.drops.insert(op, peer);
+                }
                 self.send_to_peer(shard, op, peer, ShardOp::Drop { object: head.object, version: head.version });
             }
             self.enter_leasing(now, shard, id, until);
+        }
+    }
+
+    /// A member has dropped a copy that does not count. If it could not, the copy would count as soon as the member does: the round begins anew.
+    pub(crate) fn dropped(&mut self, now: Millis, shard: &mut dyn ShardIndex, id: OpId, outcome: &ShardOutcome) {
+        let Some(op) = self.ops.remove(id) else { return };
+        if *outcome != ShardOutcome::Done {
+            return self.pg_fail(now, op.pg, "a member could not drop a copy that does not count");
+        }
+        if let Some(pg) = self.pgs.get_mut(&op.pg) {
+            pg.drops.remove(&id);
+            if pg.is_whole() {
+                self.became_complete(shard, op.pg);
+            }
         }
     }
 
@@ -571,7 +589,7 @@ impl Osd {
 
     /// If nothing is missing any more: says so, and forgets what was kept for members that were away.
     pub(crate) fn became_complete(&mut self, shard: &mut dyn ShardIndex, id: PgId) {
-        let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_writable() && pg.missing.is_empty()) else { return };
+        let Some(pg) = self.pgs.get_mut(&id).filter(|pg| pg.is_writable() && pg.is_whole()) else { return };
         if pg.members == pg.scheme.width() {
             pg.dirty.clear();
         }
