@@ -146,7 +146,9 @@ impl Control {
             record.is_some_and(|record| map.target.iter().all(|osd| record.complete.contains(osd)))
         };
         let wished = self.map.pools.values().map(|pool| pool.pg_count).sum::<u32>();
-        self.map.pgs.len() == wished as usize && self.map.pgs.iter().all(clean)
+        // Whoever is looked at closely may yet lose its place.
+        let is_calm = self.liveness.poll_timeout(0).is_none();
+        is_calm && self.map.pgs.len() == wished as usize && self.map.pgs.iter().all(clean)
     }
 
     /// The pool, in words.

@@ -124,9 +124,11 @@ pub fn strike(world: &mut World) {
         return;
     }
     // Without it nothing is drawn: a seed stays what it was.
-    if let Some(often) = world.often
-        && world.rng.one_in(2)
-    {
+    if !world.often.is_empty() && world.rng.one_in(2) {
+        let often = match world.often[..] {
+            [only] => only,
+            _ => world.often[world.rng.below(world.often.len() as u64) as usize],
+        };
         // Whether or not the plan has it; but what rots must be left somewhere.
         if often != Fault::Rot || world.faults.rot {
             happen(world, often);
@@ -185,8 +187,10 @@ fn any_osd(world: &mut World) -> usize {
 fn freeze(world: &mut World) {
     let osd = any_osd(world);
     let until = world.now + world.rng.range(100_000, 9_000_000);
-    // Never less than before: what waits for its end would be overtaken by what comes later.
-    let until = until.max(world.osds[osd].frozen_until);
+    if world.osds[osd].frozen_until > world.now {
+        // What waits for the end of a hang would be overtaken by what comes later if that end were another.
+        return;
+    }
     world.osds[osd].frozen_until = until;
     world.note(|| format!("osd {} stands still until {until}", osd + 1));
 }

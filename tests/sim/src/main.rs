@@ -17,9 +17,9 @@ struct Arguments {
     /// Of these, only seeds with a lazy pool.
     #[arg(long)]
     lazy: bool,
-    /// Half of all faults are this one.
-    #[arg(long)]
-    often: Option<Fault>,
+    /// Half of all faults are one of these.
+    #[arg(long, value_delimiter = ',')]
+    often: Vec<Fault>,
     /// Print every event.
     #[arg(long)]
     trace: bool,
@@ -31,8 +31,10 @@ struct Arguments {
 impl Arguments {
     /// How to see a seed again.
     fn repeat(&self, seed: u64) -> String {
-        let often = self.often.and_then(|fault| Some(format!(" --often {}", fault.to_possible_value()?.get_name())));
-        format!("repeat with: cargo run --release -p sim -- --seeds {seed}{} --trace", often.unwrap_or_default())
+        let names = self.often.iter().filter_map(|fault| Some(fault.to_possible_value()?.get_name().to_owned()));
+        let names = names.collect::<Vec<_>>().join(",");
+        let often = if names.is_empty() { names } else { format!(" --often {names}") };
+        format!("repeat with: cargo run --release -p sim -- --seeds {seed}{often} --trace")
     }
 }
 
@@ -87,7 +89,7 @@ fn work(next: &AtomicU64, arguments: &Arguments) -> [u64; 11] {
             continue;
         }
         counts[0] += 1;
-        let result = std::panic::catch_unwind(|| sim::world::run(seed, arguments.often, arguments.trace));
+        let result = std::panic::catch_unwind(|| sim::world::run(seed, &arguments.often, arguments.trace));
         match result {
             Ok(Ok(report)) => {
                 let found = [

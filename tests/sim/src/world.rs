@@ -121,8 +121,8 @@ pub struct World {
     pub clients: Vec<ClientNode>,
     /// What may go wrong.
     pub faults: FaultPlan,
-    /// Half of all faults are this one.
-    pub often: Option<Fault>,
+    /// Half of all faults are one of these.
+    pub often: Vec<Fault>,
     /// What the pool leaves to syncs.
     pub(crate) lazy: Lazy,
     /// What all nodes have, if the cluster of this seed has a key.
@@ -158,13 +158,13 @@ pub struct World {
     failure: Option<String>,
 }
 
-/// Runs one seed. If there is a fault that shall come `often`, it is another run than without.
+/// Runs one seed. Half of all faults are of those that shall come `often`; if there are any, it is another run than without.
 ///
 /// # Errors
 /// What went wrong, with the end of the trace.
-pub fn run(seed: u64, often: Option<Fault>, verbose: bool) -> Result<Report, String> {
+pub fn run(seed: u64, often: &[Fault], verbose: bool) -> Result<Report, String> {
     let mut world = World::new(seed, verbose);
-    world.often = often;
+    world.often = often.to_vec();
     let result = world.run_all();
     result.map_err(|why| {
         let trace: Vec<_> = world.trace.iter().cloned().collect();
@@ -215,7 +215,7 @@ impl World {
             net: Net::default(),
             clients: Vec::new(),
             faults,
-            often: None,
+            often: Vec::new(),
             lazy,
             credentials,
             state_silent_until: 0,
@@ -679,8 +679,8 @@ impl World {
         self.state_silent_until = 0;
         self.net.heal();
         for osd in 0..self.osds.len() {
+            // Hangs end by themselves, as messages that wait for their end must not be overtaken.
             self.osds[osd].slow_until = 0;
-            self.osds[osd].frozen_until = 0;
             self.osds[osd].state_cut_until = 0;
             self.control.set_weight(OsdId(osd as u32 + 1), 1.0);
             self.after(1, Event::Start { osd });
