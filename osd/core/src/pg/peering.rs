@@ -402,8 +402,14 @@ impl Osd {
             let digests = bits(mask).filter_map(|number| querying.digests[number].as_ref());
             digests.fold(Buckets::default(), |set, other| set.union(Buckets::differing(&own, other)))
         };
+        // Digests are those of whole objects: they tell nothing of one who holds other parts than it should.
+        let fits = |number: usize| match pg.peers[number].shard {
+            Some(shard) => querying.parts[number] & !(1 << shard) == 0,
+            None => querying.parts[number].count_ones() <= 1,
+        };
+        let all_fit = |mask: PeerMask| !coded || bits(mask).all(fits);
         // Those who serve the PG know everything, and have it: nobody else need be asked.
-        let enough = covers(acting) && differing(acting).is_empty();
+        let enough = covers(acting) && differing(acting).is_empty() && all_fit(acting);
         let asked = if enough { acting } else { answered };
         let registered = |number: usize| self.map.osds.contains_key(&pg.peers[number].osd);
         let expected = bits(!answered & ((1u64 << (pg.peers.len() - 1) << 1).wrapping_sub(1))).any(registered);
@@ -415,13 +421,7 @@ impl Osd {
             }
         }
         let lease_until = now + querying.lease_ms;
-        let buckets = differing(asked);
-        // Digests are those of whole objects: they tell nothing of one who holds other parts than it should.
-        let fits = |number: usize| match pg.peers[number].shard {
-            Some(shard) => querying.parts[number] & !(1 << shard) == 0,
-            None => querying.parts[number].count_ones() <= 1,
-        };
-        let buckets = if coded && !bits(asked).all(fits) { Buckets::ALL } else { buckets };
+        let buckets = if all_fit(asked) { differing(asked) } else { Buckets::ALL };
         pg.missing.clear();
         (pg.listed, pg.answered) = (asked, answered);
         let staged = if coded { shard.staged(pg.scope()) } else { Vec::new() };
