@@ -3,8 +3,8 @@
 //! Previous hop: `write.rs`. Next hop: `osd/blockstore/src/write.rs` of the members, as staged changes.
 //!
 //! The primary reads what the new parity needs of the rows it touches, and sends every member a staged change: new data, new parity, or only
-//! the new version. What the parity needs is the rest of the data, nothing for full rows; or, if fewer members have to be asked for it, the old
-//! parity and the old data where it changes. When all have it durably it can be kept whatever happens, and the client is answered; commits
+//! the new version. What the parity needs is the rest of the data, nothing for full rows; or, if that is less to read, the old parity and
+//! the old data where it changes. When all have it durably it can be kept whatever happens, and the client is answered; commits
 //! follow later, together, or with the next change of the object.
 
 use buffer::{Buffer, BufferMut};
@@ -111,22 +111,19 @@ impl Osd {
     }
 }
 
-/// The reads that the new parity of an object needs: of two ways the one that asks fewer members, or as many for less.
+/// The reads that the new parity of an object needs: the fewer of two ways.
 fn plan_reads(pg: &Pg, object: &ObjectId, rows: SectorRange, touched: &[Option<SectorRange>]) -> Option<EcOp> {
     let rest: Vec<_> = touched.iter().map(|touched| (*touched != Some(rows)).then_some(rows)).collect();
     let parity = pg.scheme.width() - touched.len();
     let old = touched.iter().map(|touched| touched.map(|_| rows));
     let old: Vec<_> = old.chain(std::iter::repeat_n(Some(rows), parity)).collect();
     let count = |parts: &[Option<SectorRange>]| parts.iter().flatten().count();
-    let plan = |purpose, parts| EcOp::plan(pg, object, purpose, rows, parts);
-    // Only one of the reads can be our own.
-    if count(&old) <= count(&rest)
-        && let Some(delta) = plan(Purpose::Delta, &old).filter(|delta| !delta.rebuilds)
+    if count(&old) < count(&rest)
+        && let Some(plan) = EcOp::plan(pg, object, Purpose::Delta, rows, &old).filter(|plan| !plan.rebuilds)
     {
-        let cost = |plan: &EcOp| (plan.reads.iter().filter(|read| read.peer != pg.own()).count(), plan.reads.len());
-        return plan(Purpose::Write, &rest).filter(|rest| cost(rest) <= cost(&delta)).or(Some(delta));
+        return Some(plan);
     }
-    plan(Purpose::Write, &rest)
+    EcOp::plan(pg, object, Purpose::Write, rows, &rest)
 }
 
 /// The parity of whole rows.
