@@ -56,7 +56,7 @@ impl FaultPlan {
             Fault::Rot => self.rot,
             Fault::State => self.state,
             Fault::Client => self.clients,
-            Fault::Slow | Fault::Scrub => true,
+            Fault::Slow | Fault::Scrub | Fault::Errors => true,
             Fault::Hang | Fault::Lonely => self.hangs,
             Fault::Move => self.moves,
             Fault::Pgs => self.splits,
@@ -83,6 +83,8 @@ pub enum Fault {
     Client,
     /// A disk is slow.
     Slow,
+    /// A disk cannot write most of what it is given. Only if asked for.
+    Errors,
     /// An OSD stands still.
     Hang,
     /// An OSD cannot reach the state store.
@@ -165,6 +167,12 @@ fn happen(world: &mut World, fault: Fault) {
         Fault::Slow => {
             let which = any_osd(world);
             world.osds[which].slow_until = world.now + world.rng.range(100_000, 1_000_000);
+        }
+        Fault::Errors => {
+            let which = any_osd(world);
+            let until = world.now + world.rng.range(10_000, 1_000_000);
+            world.osds[which].failing_until = until;
+            world.note(|| format!("writes to the disk of osd {} fail until {until}", which + 1));
         }
         Fault::Hang => freeze(world),
         Fault::Lonely => {

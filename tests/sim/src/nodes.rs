@@ -31,6 +31,8 @@ pub struct OsdNode {
     pub run: Option<OsdRun>,
     /// Until then every device operation takes long.
     pub slow_until: Micros,
+    /// Until then most writes of data fail.
+    pub failing_until: Micros,
     /// Until then the process does not run, without knowing it.
     pub frozen_until: Micros,
     /// Until then it cannot reach the state store.
@@ -70,8 +72,18 @@ impl OsdNode {
             disk.prepare(write.offset, &write.data);
         }
         let clock_ahead = rng.below(1_000_000);
-        let (slow_until, frozen_until, state_cut_until, lease_until) = (0, 0, 0, 0);
-        Self { id, life: 0, disk, run: None, slow_until, frozen_until, state_cut_until, lease_until, clock_ahead }
+        Self {
+            id,
+            life: 0,
+            disk,
+            run: None,
+            slow_until: 0,
+            failing_until: 0,
+            frozen_until: 0,
+            state_cut_until: 0,
+            lease_until: 0,
+            clock_ahead,
+        }
     }
 
     /// The node of the OSD.

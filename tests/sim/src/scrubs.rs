@@ -1,5 +1,7 @@
 //! Scrubs in the simulation: asked for at random, by the clock, and of everything at the end, when no damage may be left anywhere.
 
+use std::collections::BTreeMap;
+
 use blockstore::{DeviceOp, DeviceResult};
 use buffer::BufferMut;
 use cluster_proto::crc::sector_crcs;
@@ -55,7 +57,39 @@ impl World {
             let left = found.unrepaired;
             return Err(format!("{left} damaged sectors could not be repaired although they are intact elsewhere"));
         }
-        (0..self.osds.len()).try_for_each(|osd| self.check_disk(osd))
+        (0..self.osds.len()).try_for_each(|osd| self.check_disk(osd))?;
+        self.check_copies()
+    }
+
+    /// Compares the copies of every object: versions tell nothing of what they are versions of.
+    fn check_copies(&mut self) -> Result<(), String> {
+        if matches!(self.control.scheme(), Scheme::Ec { .. }) {
+            return Ok(());
+        }
+        let mut copies: BTreeMap<ObjectId, (usize, ShardOutcome)> = BTreeMap::new();
+        for osd in 0..self.osds.len() {
+            for pg in self.pg_ids().filter(|pg| self.is_member(&self.osds[osd], *pg)).collect::<Vec<_>>() {
+                let run = self.osds[osd].run.as_ref();
+                let scope = PgScope { pg, count: self.pg_count };
+                let heads = run.map(|run| run.store.list(scope, &Buckets::ALL)).unwrap_or_default();
+                for head in heads.iter().filter(|head| !head.deleted) {
+                    let mut copy = self.fetch_now(osd, head.object).ok_or("what was just there cannot be read")?;
+                    if let ShardOutcome::Fetched { content, .. } = &mut copy {
+                        content.requests.clear();
+                    }
+                    let (other, first) = copies.entry(head.object).or_insert((osd, copy.clone()));
+                    if *first != copy {
+                        return Err(format!(
+                            "osd {} and osd {} have different copies of {}: {first:?}, {copy:?}",
+                            *other + 1,
+                            osd + 1,
+                            head.object
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Scrubs all there is. Returns what was found, in sum.

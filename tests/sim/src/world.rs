@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use blockstore::{DeviceOp, DeviceResult, StoreState};
+use blockstore::{DeviceError, DeviceOp, DeviceResult, StoreState};
 use buffer::BufferMut;
 use cluster_client::ImageOp;
 use cluster_proto::auth::{ClusterKey, Credentials};
@@ -78,6 +78,7 @@ pub(crate) enum Done {
     Write { ticket: u64 },
     Flush { covered: Vec<u64> },
     Discard,
+    Failed,
 }
 
 /// How a run went.
@@ -556,8 +557,10 @@ impl World {
         let latency = if slow { self.rng.range(1_000, 80_000) } else { self.rng.range(20, 2_000) };
         self.tickets += 1;
         let ticket = self.tickets;
+        let fails = self.osds[osd].failing_until > self.now && self.is_data(osd, &request.op) && self.rng.below(4) > 0;
         let disk = &mut self.osds[osd].disk;
         let done = match request.op {
+            _ if fails => Done::Failed,
             DeviceOp::Read { offset, len } => Done::Read { offset, len },
             DeviceOp::Write { offset, data } => {
                 let bytes: Vec<u8> = data.iter().flat_map(|piece| piece.iter().copied()).collect();
@@ -595,10 +598,18 @@ impl World {
                 DeviceResult::Done(Ok(()))
             }
             Done::Discard => DeviceResult::Done(Ok(())),
+            Done::Failed => DeviceResult::Done(Err(DeviceError(5))),
         };
         run.device_ops -= 1;
         run.store.handle_device(token, result);
         self.pump_osd(osd);
+    }
+
+    /// Whether this writes data, not metadata.
+    fn is_data(&self, osd: usize, op: &DeviceOp) -> bool {
+        let superblock = self.osds[osd].run.as_ref().and_then(|run| run.store.superblock());
+        let first = superblock.map(|superblock| superblock.geometry.sector_offset(0));
+        matches!((op, first), (DeviceOp::Write { offset, .. }, Some(first)) if *offset >= first)
     }
 
     // ---- state store: see state.rs
@@ -680,7 +691,7 @@ impl World {
         self.net.heal();
         for osd in 0..self.osds.len() {
             // Hangs end by themselves, as messages that wait for their end must not be overtaken.
-            self.osds[osd].slow_until = 0;
+            (self.osds[osd].slow_until, self.osds[osd].failing_until) = (0, 0);
             self.osds[osd].state_cut_until = 0;
             self.control.set_weight(OsdId(osd as u32 + 1), 1.0);
             self.after(1, Event::Start { osd });
