@@ -4,7 +4,7 @@
 //!
 //! **Order.** Ops on one shard take effect in the order of submission, and complete (become durable) in that order:
 //! after a crash a store holds the effects of a prefix of the mutating ops submitted to it, never an op without the ones
-//! before it. An op is reported [`ShardOutcome::Done`] only when it and all before it are durable. Reads see what is durable,
+//! before it. A change that fails takes those of the same object with it that are submitted before its outcome is taken. An op is reported [`ShardOutcome::Done`] only when it and all before it are durable. Reads see what is durable,
 //! and *lazy* changes already when they are on the device, if all that is before them is durable or lazy itself; those are
 //! then reported [`ShardOutcome::Written`], and a [`ShardOp::Sync`] makes them durable.
 

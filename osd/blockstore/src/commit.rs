@@ -162,6 +162,16 @@ impl Commit {
         self.pending.get_mut(at as usize)
     }
 
+    /// `first`, and the changes of its object behind it that take it for granted and are not taken back yet.
+    pub fn followers(&self, first: Lsn, object: &ObjectId) -> Vec<Lsn> {
+        let lsns = (self.executed.0 + 1..).map(Lsn);
+        let of_it = |(lsn, pending): &(Lsn, &Pending)| {
+            let follows = matches!(pending.change.kind, Kind::Write | Kind::Zero | Kind::Delete | Kind::Stage);
+            *lsn == first || (*lsn > first && follows && pending.change.object == *object && !pending.cancelled)
+        };
+        lsns.zip(&self.pending).filter(of_it).map(|(lsn, _)| lsn).collect()
+    }
+
     /// Block from which a checkpoint of the present state of the index needs the log.
     pub fn replay_seq(&self, next_seq: u64) -> u64 {
         self.pending.front().map_or(next_seq, |p| p.place.first)

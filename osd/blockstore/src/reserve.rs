@@ -2,7 +2,7 @@
 //! frees space (delete, zero, collect) or heals (repair) still works when nothing else does.
 
 use cluster_proto::Status;
-use cluster_proto::shard::{ShardOp, ShardOutcome};
+use cluster_proto::shard::ShardOp;
 
 use crate::extent::Runs;
 use crate::format::checkpoint::{OBJECT_BYTES_MAX, SECTOR_BYTES_MAX, UNDO_BYTES_MAX};
@@ -233,6 +233,10 @@ impl Store {
 
     /// Begins one mutation or sync, or says what it must wait for.
     fn begin(&mut self, tag: u64, op: &ShardOp) -> Option<Wait> {
+        if self.must_refuse(op) {
+            self.refuse(tag, op, Status::Retry);
+            return None;
+        }
         let result = match op {
             ShardOp::Write { .. }
             | ShardOp::Repair { .. }
@@ -256,7 +260,7 @@ impl Store {
             Ok(()) => None,
             Err(Refusal::Wait(wait)) => Some(wait),
             Err(Refusal::Fail(status)) => {
-                self.finish(tag, ShardOutcome::Failed(status));
+                self.refuse(tag, op, status);
                 None
             }
         }

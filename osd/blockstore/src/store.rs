@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 
 use cluster_proto::Status;
+use cluster_proto::ids::ObjectId;
 use cluster_proto::shard::{ShardOp, ShardOutcome};
+use rustc_hash::FxHashMap;
 
 use crate::allocator::Allocator;
 use crate::checkpoint::{CheckpointIo, Checkpoints};
@@ -116,6 +118,8 @@ pub struct Store {
     pub(crate) discards: u64,
     pub(crate) mark_wanted: bool,
     pub(crate) outcomes: VecDeque<(u64, ShardOutcome)>,
+    /// Mutations that have failed, or will, and whose outcome was not taken yet: until then changes of their objects fail, too.
+    pub(crate) failing: FxHashMap<u64, ObjectId>,
     pub(crate) counters: Counters,
 }
 
@@ -150,6 +154,7 @@ impl Store {
             discards: 0,
             mark_wanted: false,
             outcomes: VecDeque::new(),
+            failing: FxHashMap::default(),
             counters: Counters::default(),
         };
         store.open_start();
@@ -188,9 +193,10 @@ impl Store {
             ShardOp::Fetch { object } => self.fetch_start(tag, object, &[WHOLE]),
             ShardOp::FetchPart { object, sectors } => self.fetch_start(tag, object, &sectors),
             ShardOp::Verify { object, sums } => self.verify_start(tag, object, sums),
+            op if self.must_refuse(&op) => self.refuse(tag, &op, Status::Retry),
             op if self.queue.len() >= QUEUE_MAX => {
                 debug_assert!(op.is_mutation() || op == ShardOp::Sync);
-                self.finish(tag, ShardOutcome::Failed(Status::Busy));
+                self.refuse(tag, &op, Status::Busy);
             }
             op => {
                 self.queue.push_back((tag, op));
@@ -259,7 +265,11 @@ impl Store {
 
     /// The next outcome, with the tag of its operation.
     pub fn poll_outcome(&mut self) -> Option<(u64, ShardOutcome)> {
-        self.outcomes.pop_front()
+        let (tag, outcome) = self.outcomes.pop_front()?;
+        if !self.failing.is_empty() {
+            self.failing.remove(&tag);
+        }
+        Some((tag, outcome))
     }
 
     pub(crate) fn finish(&mut self, tag: u64, outcome: ShardOutcome) {

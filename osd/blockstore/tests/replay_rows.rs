@@ -263,6 +263,41 @@ fn cancelled() {
     assert_eq!((version(&again, 0), version(&again, 1)), (1, 3));
 }
 
+/// An object that has a later change but not an earlier one would have the right version and the wrong content.
+#[test]
+fn what_is_behind_a_cancelled_change_of_the_object_is_cancelled_too() {
+    let mut d = fresh();
+    let g = geometry(&d);
+    let zero = |n: u32, version: u64| ShardOp::Zero {
+        object: object(n),
+        version: Version(version),
+        sectors: SectorRange::new(0, 1),
+        origin: Origin::NONE,
+        lazy: false,
+    };
+    assert_eq!(d.call(put(0, 1)), ShardOutcome::Done);
+    assert_eq!(d.call(put(1, 1)), ShardOutcome::Done);
+    d.device.bad_ranges.push(g.data_offset..u64::MAX);
+    let failed = [put(0, 2), zero(0, 3), put(0, 4)].map(|op| d.submit(op));
+    let other = d.submit(zero(1, 2));
+    d.run();
+    for tag in failed {
+        assert_eq!(d.outcomes[&tag], ShardOutcome::Failed(Status::Io));
+    }
+    assert_eq!(d.outcomes[&other], ShardOutcome::Done);
+    assert_eq!((version(&d, 0), version(&d, 1)), (1, 2));
+    for keep in [false, true] {
+        let mut device = cut(&d, |_, _| keep);
+        device.bad_ranges.clear();
+        let mut again = reopen(device);
+        assert_eq!((version(&again, 0), version(&again, 1)), (1, 2));
+        assert_eq!(again.call(put(0, 5)), ShardOutcome::Done);
+    }
+    // Who knows of the failure may change the object again.
+    assert_eq!(d.call(zero(0, 5)), ShardOutcome::Done);
+    assert_eq!(version(&d, 0), 5);
+}
+
 /// Entry k wrote a sector, entry n freed it, both in one block and acknowledged, so no block records k as durable yet. If a
 /// later write reused the sector, the next recovery would take k for torn and cut it off.
 #[test]

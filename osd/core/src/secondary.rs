@@ -53,6 +53,12 @@ impl Osd {
         if self.slow.is_slow(took) {
             self.slow_secondary(op.pg, op.class, took);
         }
+        if op.class == OpClass::Write
+            && let ShardOutcome::Failed(_) = outcome
+            && let Some(pg) = self.pgs.get_mut(&op.pg)
+        {
+            pg.leave_round();
+        }
         if let Kind::Secondary { link, id } = op.kind {
             self.sub_reply(shard, link, id, outcome);
         }

@@ -105,6 +105,8 @@ pub(crate) struct Pg {
     /// Until then a former primary may believe to hold a lease from us.
     lease: lease::Granted,
     query: Option<HeldQuery>,
+    /// A change of this round failed here: others of it that would come on top of it are refused.
+    has_failed: bool,
     /// Client requests that wait until the PG serves them.
     pub waiting: VecDeque<OpId>,
     pub locks: Locks<OpId>,
@@ -158,6 +160,7 @@ impl Pg {
             led_by: None,
             lease: lease::Granted::default(),
             query: None,
+            has_failed: false,
             waiting: VecDeque::new(),
             locks: Locks::default(),
             local_mutations: 0,
@@ -304,6 +307,7 @@ impl Pg {
 
     /// As a member: belongs to this round from now on, and to no older one.
     pub fn join_round(&mut self, held: HeldQuery) {
+        self.has_failed &= self.round == held.query.round;
         self.round = held.query.round;
         self.led_by = Some((held.link, held.from));
         self.query = Some(held);
@@ -315,7 +319,14 @@ impl Pg {
 
     /// As a member: whether an operation belongs to the present round.
     pub fn accepts(&self, link: LinkId, epoch: Epoch, round: u32) -> bool {
-        self.led_by.is_some_and(|(by, _)| by == link) && self.map.epoch == epoch && self.round == round
+        let is_led = self.led_by.is_some_and(|(by, _)| by == link);
+        is_led && self.map.epoch == epoch && self.round == round && !self.has_failed
+    }
+
+    /// As a member: a change failed, which ends the round for us. Its primary will begin another one when it hears of it.
+    pub fn leave_round(&mut self) {
+        // If it was of the round before, it ended with that.
+        self.has_failed = self.query.is_none();
     }
 
     /// Whether something waits until nothing is under way in our own store.
