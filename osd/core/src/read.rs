@@ -100,7 +100,11 @@ impl Osd {
     /// A copy could not be read.
     fn read_failed(&mut self, shard: &mut dyn ShardIndex, id: OpId, from: usize, outcome: ShardOutcome) {
         let ShardOutcome::Corrupt { sectors, .. } = outcome else {
-            let status = if let ShardOutcome::Failed(status) = outcome { status } else { Status::Io };
+            // A device that fails is not the client's business: another member will serve, or this one again.
+            let status = match outcome {
+                ShardOutcome::Failed(status) if status != Status::Io => status,
+                _ => Status::Retry,
+            };
             return self.finish(id, status, Version::NONE, ReplyBody::Empty);
         };
         let Some(op) = self.ops.client_mut(id) else { return };
@@ -177,7 +181,8 @@ impl Osd {
         outcome: ShardOutcome,
     ) {
         if let ShardOutcome::Failed(status) = outcome {
-            return self.finish(id, status, Version::NONE, ReplyBody::Empty);
+            self.notice(format!("damaged sectors {bad:?} could not be rewritten: {status}"));
+            return self.finish(id, Status::Retry, Version::NONE, ReplyBody::Empty);
         }
         let Some(op) = self.ops.client_mut(id) else { return };
         let object = op.request.object;
