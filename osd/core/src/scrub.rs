@@ -2,11 +2,13 @@
 //!
 //! A scrub of a PG first compares the members' digests (*light*). A *deep* one then lets the stores of all members read and verify
 //! every object ([`ShardOp::Verify`]: only the verdict crosses the network), and rewrites what is damaged from another copy, or as the
-//! other shards say, if that has exactly the checksum that the damaged sectors had. Then it compares parity with data (`scrub/parity.rs`).
+//! other shards say, if that has exactly the checksum that the damaged sectors had. Then it compares parity with data (`scrub/parity.rs`), or
+//! copies with each other (`scrub/copies.rs`).
 //!
 //! Only primaries scrub, and only PGs in which nothing is missing. What is known of a scrub lives with the PG: one that was interrupted
 //! by a new round goes on where it was.
 
+mod copies;
 mod parity;
 
 use std::collections::VecDeque;

@@ -1,7 +1,5 @@
 //! Scrubs in the simulation: asked for at random, by the clock, and of everything at the end, when no damage may be left anywhere.
 
-use std::collections::BTreeMap;
-
 use blockstore::{DeviceOp, DeviceResult};
 use buffer::BufferMut;
 use cluster_proto::crc::sector_crcs;
@@ -55,41 +53,9 @@ impl World {
         let found = self.scrub_all(false)?;
         if found.unrepaired > 0 {
             let left = found.unrepaired;
-            return Err(format!("{left} damaged sectors could not be repaired although they are intact elsewhere"));
+            return Err(format!("{left} sectors differ, or could not be repaired although they are intact elsewhere"));
         }
-        (0..self.osds.len()).try_for_each(|osd| self.check_disk(osd))?;
-        self.check_copies()
-    }
-
-    /// Compares the copies of every object: versions tell nothing of what they are versions of.
-    fn check_copies(&mut self) -> Result<(), String> {
-        if matches!(self.control.scheme(), Scheme::Ec { .. }) {
-            return Ok(());
-        }
-        let mut copies: BTreeMap<ObjectId, (usize, ShardOutcome)> = BTreeMap::new();
-        for osd in 0..self.osds.len() {
-            for pg in self.pg_ids().filter(|pg| self.is_member(&self.osds[osd], *pg)).collect::<Vec<_>>() {
-                let run = self.osds[osd].run.as_ref();
-                let scope = PgScope { pg, count: self.pg_count };
-                let heads = run.map(|run| run.store.list(scope, &Buckets::ALL)).unwrap_or_default();
-                for head in heads.iter().filter(|head| !head.deleted) {
-                    let mut copy = self.fetch_now(osd, head.object).ok_or("what was just there cannot be read")?;
-                    if let ShardOutcome::Fetched { content, .. } = &mut copy {
-                        content.requests.clear();
-                    }
-                    let (other, first) = copies.entry(head.object).or_insert((osd, copy.clone()));
-                    if *first != copy {
-                        return Err(format!(
-                            "osd {} and osd {} have different copies of {}: {first:?}, {copy:?}",
-                            *other + 1,
-                            osd + 1,
-                            head.object
-                        ));
-                    }
-                }
-            }
-        }
-        Ok(())
+        (0..self.osds.len()).try_for_each(|osd| self.check_disk(osd))
     }
 
     /// Scrubs all there is. Returns what was found, in sum.
@@ -112,13 +78,22 @@ impl World {
         }))
     }
 
-    /// Makes some sectors of a shard others than they were, with checksums that fit: nothing but a comparison with the other shards can tell.
-    /// Scrubs must find it, and repair what can only be wrong parity by themselves, the rest when they are told to.
-    pub(crate) fn spoil_parity(&mut self) -> Result<(), String> {
-        let Scheme::Ec { data, parity } = self.control.scheme() else { return Ok(()) };
+    /// Makes some sectors of a shard, or copy, others than they were, with checksums that fit: nothing but a comparison with the other shards can tell.
+    /// Scrubs must find it, and repair what can only be wrong parity by themselves, the rest of wrong parity when they are told to.
+    pub(crate) fn spoil_shard(&mut self) -> Result<(), String> {
+        let scheme = self.control.scheme();
+        if scheme.width() == 1 {
+            return Ok(());
+        }
         let Some((osd, head)) = self.any_shard() else { return Ok(()) };
         let rows = u64::from(self.spoil(osd, head)?);
         self.is_spoilt = true;
+        let Scheme::Ec { data, parity } = scheme else {
+            let expected = PgScrub { errors: rows, unrepaired: rows, ..PgScrub::default() };
+            let found = self.scrub_all(false)?;
+            let why = || format!("{rows} sectors of a copy of {head:?} differ, a scrub found {found:?}");
+            return (found == expected).then_some(()).ok_or_else(why);
+        };
         let is_certain = parity > 1 && head.object.part >= data;
         let expected = PgScrub { errors: rows, parity: rows, ..PgScrub::default() };
         let left = PgScrub { unrepaired: if is_certain { 0 } else { rows }, ..expected };

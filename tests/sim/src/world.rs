@@ -286,7 +286,7 @@ impl World {
         };
         self.run_until(limit, nothing_held).map_err(|e| format!("requests are left over: {e}"))?;
         self.scrub_everything()?;
-        self.spoil_parity()?;
+        self.spoil_shard()?;
         self.settle_counts();
         self.judge()?;
         Ok(Report {

@@ -6,6 +6,7 @@
 
 use cluster_proto::ids::{ObjectId, Version};
 use cluster_proto::layout::SectorRange;
+use cluster_proto::map::Scheme;
 use cluster_proto::shard::{ShardIndex, ShardOp, ShardOutcome, Sums};
 
 use super::{Scrub, Stage};
@@ -55,15 +56,20 @@ fn pieces(misfit: &Misfit) -> impl Iterator<Item = Misfit> {
     starts.map(move |start| Misfit { rows: SectorRange::new(start, ROWS_AT_ONCE.min(end - start)), parts })
 }
 
-/// The first ranges of rows, as people read them.
-fn named(misfits: &[&Misfit]) -> String {
-    let name = |misfit: &&Misfit| match (misfit.rows.start, misfit.rows.end() - 1) {
+/// The first ranges, as people read them.
+pub(super) fn named(ranges: &[SectorRange]) -> String {
+    let name = |range: &SectorRange| match (range.start, range.end() - 1) {
         (first, last) if first == last => first.to_string(),
         (first, last) => format!("{first}-{last}"),
     };
-    let names: Vec<_> = misfits.iter().take(RANGES_TOLD).map(name).collect();
-    let more = if misfits.len() > RANGES_TOLD { " and more" } else { "" };
+    let names: Vec<_> = ranges.iter().take(RANGES_TOLD).map(name).collect();
+    let more = if ranges.len() > RANGES_TOLD { " and more" } else { "" };
     format!("{}{more}", names.join(", "))
+}
+
+/// The first rows that do not fit, as people read them.
+fn named_rows(misfits: &[&Misfit]) -> String {
+    named(&misfits.iter().map(|misfit| misfit.rows).collect::<Vec<_>>())
 }
 
 /// Shards in a mask.
@@ -75,8 +81,11 @@ impl Osd {
     /// What members are to tell of an intact object.
     pub(super) fn scrub_sums(&mut self, id: OpId) -> Sums {
         let scheme = self.ops.get_mut(id).and_then(|op| self.pgs.get(&op.pg)).map(|pg| pg.scheme);
-        let code = scheme.and_then(|scheme| self.code.get(scheme));
-        code.map_or(Sums::None, |code| sums_for(&code))
+        match scheme {
+            Some(Scheme::Replicated { copies }) if copies > 1 => Sums::Whole,
+            Some(scheme) => self.code.get(scheme).map_or(Sums::None, |code| sums_for(&code)),
+            None => Sums::None,
+        }
     }
 
     /// All damage of the object was seen to.
@@ -100,12 +109,15 @@ impl Osd {
         self.scrub_parity_reread(shard, id);
     }
 
-    /// Finds the rows that do not fit, and decides what is to be rewritten.
+    /// Finds the rows that do not fit, and decides what is to be rewritten; of copies, the sectors that differ.
     fn scrub_parity_compare(&mut self, id: OpId) {
         let Some(op) = self.ops.get_mut(id) else { return };
         let (Some(pg), Kind::Scrub(scrub)) = (self.pgs.get(&op.pg), &mut op.kind) else { return };
         scrub.parity.is_compared = true;
         let (object, told) = (scrub.object, std::mem::take(&mut scrub.parity.sums));
+        if !pg.is_coded() {
+            return self.scrub_compare_copies(id, &told);
+        }
         scrub.parity.version = told.first().map_or(Version::NONE, |told| told.version);
         let Some(code) = self.code.get(pg.scheme) else { return };
         let Some(comparison) = Comparison::new(&code, &told) else { return };
@@ -122,7 +134,7 @@ impl Osd {
         let mut notices = Vec::new();
         if !known.is_empty() {
             let shards = pg.named_parts(known.iter().fold(0, |mask, misfit| mask | misfit.parts));
-            let rows = named(&known);
+            let rows = named_rows(&known);
             notices.push(format!(
                 "object {object}: parity does not fit the data in rows {rows} of {shards}: computed anew"
             ));
@@ -196,7 +208,7 @@ impl Osd {
             self.stats.repaired_sectors += u64::from(rows.count * misfit.parts.count_ones());
         } else {
             scrub.unrepaired += u64::from(rows.count);
-            let rows = named(&[&misfit]);
+            let rows = named(&[misfit.rows]);
             self.notice(format!("object {object}: the parity of rows {rows} could not be computed anew"));
         }
         self.scrub_parity_reread(shard, id);
@@ -235,7 +247,7 @@ impl Pg {
 
 /// Says that, and why, parity that does not fit is left as it is.
 fn not_rewritten(pg: &Pg, object: ObjectId, misfits: &[&Misfit], suspect: Option<u8>) -> String {
-    let rows = named(misfits);
+    let rows = named_rows(misfits);
     let suspect = suspect.map(|part| format!(" (all but {} fit each other)", pg.named_parts(1 << part)));
     let suspect = suspect.unwrap_or_default();
     let id = pg.scope().pg;
@@ -264,8 +276,8 @@ mod tests {
     fn rows_are_named_up_to_a_bound() {
         let all: Vec<_> = (0..20).map(|i| misfit(10 * i, 1 + i % 2)).collect();
         let few: Vec<_> = all.iter().take(3).collect();
-        assert_eq!(named(&few), "0, 10-11, 20");
-        let many = named(&all.iter().collect::<Vec<_>>());
+        assert_eq!(named_rows(&few), "0, 10-11, 20");
+        let many = named_rows(&all.iter().collect::<Vec<_>>());
         assert_eq!(many, "0, 10-11, 20, 30-31, 40, 50-51, 60, 70-71 and more");
     }
 }
