@@ -37,7 +37,6 @@ fn twenty_crashes_lose_nothing_that_was_acknowledged() {
         for round in 0..ROUNDS {
             let after = Duration::from_millis(100 + random.below(700));
             let writes = crash_under_load(&mut cluster, &mut lanes, round, after);
-            assert!(writes > 0, "round {round}: nothing was written within {after:?}");
             answered += writes;
             if round % 4 == 3 {
                 // A start that is killed is a crash as well.
@@ -51,6 +50,8 @@ fn twenty_crashes_lose_nothing_that_was_acknowledged() {
             carried_out += lanes.iter_mut().map(|lane| lane.check(&mut nbd)).sum::<usize>();
         }
         println!("{answered} writes answered, {carried_out} unanswered ones were carried out nevertheless");
+        // In a single round there may be none: what a loaded machine does in 100 ms is not for a test to say.
+        assert!(answered > ROUNDS as u64, "next to nothing was written");
         if have(&["fio"]) {
             fio(&cluster, &["--name=after", "--rw=randwrite", "--bsrange=512-64k", "--offset=256M", "--size=32M"]);
         }
