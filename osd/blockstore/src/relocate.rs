@@ -91,6 +91,7 @@ impl Store {
     }
 
     /// A mutation fails before it has begun, and the changes of the object behind it.
+    #[cold]
     pub(crate) fn refuse(&mut self, tag: u64, op: &ShardOp, status: Status) {
         self.finish(tag, ShardOutcome::Failed(status));
         if let Some(object) = follows_others(op) {
@@ -110,9 +111,14 @@ impl Store {
     }
 
     /// Whether this is a change of an object of which an earlier one has failed whose outcome was not taken yet.
+    #[inline]
     pub(crate) fn must_refuse(&self, op: &ShardOp) -> bool {
-        let is_failing = |object| self.failing.values().any(|failing| failing == object);
-        !self.failing.is_empty() && follows_others(op).is_some_and(is_failing)
+        !self.failing.is_empty() && self.is_failing(op)
+    }
+
+    #[cold]
+    fn is_failing(&self, op: &ShardOp) -> bool {
+        follows_others(op).is_some_and(|object| self.failing.values().any(|failing| failing == object))
     }
 
     /// Logs an entry about entry `lsn`, which from now on waits for that one's block too.

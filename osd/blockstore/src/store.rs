@@ -188,12 +188,14 @@ impl Store {
             let failed = matches!(self.state, StoreState::Failed(_));
             return self.finish(tag, ShardOutcome::Failed(if failed { Status::Io } else { Status::Retry }));
         }
+        if self.must_refuse(&op) {
+            return self.refuse(tag, &op, Status::Retry);
+        }
         match op {
             ShardOp::Read { object, sectors } => self.read_start(tag, object, sectors),
             ShardOp::Fetch { object } => self.fetch_start(tag, object, &[WHOLE]),
             ShardOp::FetchPart { object, sectors } => self.fetch_start(tag, object, &sectors),
             ShardOp::Verify { object, sums } => self.verify_start(tag, object, sums),
-            op if self.must_refuse(&op) => self.refuse(tag, &op, Status::Retry),
             op if self.queue.len() >= QUEUE_MAX => {
                 debug_assert!(op.is_mutation() || op == ShardOp::Sync);
                 self.refuse(tag, &op, Status::Busy);
