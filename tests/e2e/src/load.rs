@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{Command, Nbd, Random, UNIT, read_stamp, write_stamp};
@@ -117,15 +117,17 @@ impl Lane {
         }
     }
 
-    /// Loads the connection until it breaks.
+    /// Loads the connection until it breaks, and says so when something was written.
     ///
     /// # Panics
     /// If an answer is an error, or something read is not what must be there.
-    pub fn run(&mut self, nbd: &mut Nbd, pattern: &Pattern) -> io::Error {
+    pub fn run(&mut self, nbd: &mut Nbd, pattern: &Pattern, written: &AtomicBool) -> io::Error {
+        let before = self.writes;
         loop {
             if let Err(e) = self.turn(nbd, pattern) {
                 return e;
             }
+            written.fetch_or(self.writes > before, Ordering::Relaxed);
         }
     }
 
@@ -319,7 +321,9 @@ mod tests {
     fn after(pattern: Pattern, damage: impl FnOnce(&mut Vec<u8>, &Lane)) -> Result<usize, String> {
         let bytes = Bytes::new(Mutex::new(vec![0; LEN]));
         let mut lane = Lane::new(1 << 20, 2 << 20, 1);
-        lane.run(&mut Nbd::connect(serve(&bytes, 300), "x").unwrap(), &pattern);
+        let written = AtomicBool::new(false);
+        lane.run(&mut Nbd::connect(serve(&bytes, 300), "x").unwrap(), &pattern, &written);
+        assert!(written.into_inner());
         assert!(lane.writes > 100 && !lane.under_way.is_empty());
         damage(&mut bytes.lock().unwrap(), &lane);
         let mut nbd = Nbd::connect(serve(&bytes, 100), "x").unwrap();

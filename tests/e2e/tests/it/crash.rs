@@ -1,5 +1,6 @@
 //! `kill -9` under load: what was acknowledged is there.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -12,16 +13,20 @@ const ROUNDS: usize = 20;
 /// Bytes of each connection's part of the image.
 const LANE: u64 = 16 << 20;
 
-/// Loads all lanes with different patterns and kills the process after a while. Returns how many writes were answered.
+/// Loads all lanes with different patterns and kills the process after a while, but not before something was written. Returns how many writes were answered.
 fn crash_under_load(cluster: &mut Cluster, lanes: &mut [Lane], round: usize, after: Duration) -> u64 {
     let before: u64 = lanes.iter().map(|lane| lane.writes).sum();
+    let written = &AtomicBool::new(false);
     thread::scope(|scope| {
         for (i, lane) in lanes.iter_mut().enumerate() {
             let mut nbd = cluster.connect("demo");
             let pattern = Pattern::ALL[(i + round) % Pattern::ALL.len()];
-            scope.spawn(move || lane.run(&mut nbd, &pattern));
+            scope.spawn(move || lane.run(&mut nbd, &pattern, written));
         }
         thread::sleep(after);
+        while !written.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(5));
+        }
         cluster.kill();
     });
     lanes.iter().map(|lane| lane.writes).sum::<u64>() - before
@@ -37,6 +42,7 @@ fn twenty_crashes_lose_nothing_that_was_acknowledged() {
         for round in 0..ROUNDS {
             let after = Duration::from_millis(100 + random.below(700));
             let writes = crash_under_load(&mut cluster, &mut lanes, round, after);
+            assert!(writes > 0, "round {round}: nothing was written");
             answered += writes;
             if round % 4 == 3 {
                 // A start that is killed is a crash as well.
@@ -50,8 +56,6 @@ fn twenty_crashes_lose_nothing_that_was_acknowledged() {
             carried_out += lanes.iter_mut().map(|lane| lane.check(&mut nbd)).sum::<usize>();
         }
         println!("{answered} writes answered, {carried_out} unanswered ones were carried out nevertheless");
-        // In a single round there may be none: what a loaded machine does in 100 ms is not for a test to say.
-        assert!(answered > ROUNDS as u64, "next to nothing was written");
         if have(&["fio"]) {
             fio(&cluster, &["--name=after", "--rw=randwrite", "--bsrange=512-64k", "--offset=256M", "--size=32M"]);
         }
