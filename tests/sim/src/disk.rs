@@ -85,13 +85,23 @@ impl Disk {
 
     /// A write completes.
     pub fn write_end(&mut self, token: u64) {
-        let Some(at) = self.volatile.iter().position(|w| w.token == token) else { return };
+        let Some(at) = self.volatile.iter().position(|w| w.token == token && !w.completed) else { return };
         let written = &mut self.volatile[at];
         written.completed = true;
         store(&mut self.view, written.offset, &written.data);
         if self.write_through {
             let written = self.volatile.remove(at);
             store(&mut self.durable, written.offset, &written.data);
+        }
+    }
+
+    /// A write fails, after parts of it have been written.
+    pub fn write_in_part(&mut self, rng: &mut Rng, token: u64, offset: u64, data: &[u8]) {
+        for (i, piece) in data.chunks(ATOMIC).enumerate() {
+            if rng.one_in(2) {
+                self.write_begin(token, offset + (i * ATOMIC) as u64, piece.to_vec());
+                self.write_end(token);
+            }
         }
     }
 

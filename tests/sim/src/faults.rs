@@ -1,6 +1,7 @@
 //! What goes wrong, and when.
 
 use crate::net::{Micros, NodeId};
+use crate::nodes::Broken;
 use crate::rng::Rng;
 use crate::world::World;
 
@@ -56,7 +57,7 @@ impl FaultPlan {
             Fault::Rot => self.rot,
             Fault::State => self.state,
             Fault::Client => self.clients,
-            Fault::Slow | Fault::Scrub | Fault::Errors => true,
+            Fault::Slow | Fault::Scrub | Fault::Errors | Fault::Broken | Fault::Full => true,
             Fault::Hang | Fault::Lonely => self.hangs,
             Fault::Move => self.moves,
             Fault::Pgs => self.splits,
@@ -85,6 +86,10 @@ pub enum Fault {
     Slow,
     /// A disk cannot write most of what it is given. Only if asked for.
     Errors,
+    /// A disk cannot read, flush, or write its metadata: its process ends. Only if asked for.
+    Broken,
+    /// A store has no space left. Only if asked for.
+    Full,
     /// An OSD stands still.
     Hang,
     /// An OSD cannot reach the state store.
@@ -173,6 +178,17 @@ fn happen(world: &mut World, fault: Fault) {
             let until = world.now + world.rng.range(10_000, 1_000_000);
             world.osds[which].failing_until = until;
             world.note(|| format!("writes to the disk of osd {} fail until {until}", which + 1));
+        }
+        Fault::Broken => {
+            let which = any_osd(world);
+            let until = world.now + world.rng.range(10_000, 2_000_000);
+            let broken = [Broken::Reads, Broken::Metadata, Broken::Flushes][world.rng.below(3) as usize];
+            (world.osds[which].broken_until, world.osds[which].broken) = (until, broken);
+            world.note(|| format!("the disk of osd {} is broken until {until}: {broken:?}", which + 1));
+        }
+        Fault::Full => {
+            let which = any_osd(world);
+            world.fill(which);
         }
         Fault::Hang => freeze(world),
         Fault::Lonely => {

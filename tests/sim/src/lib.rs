@@ -10,6 +10,7 @@ pub mod checker;
 pub mod control;
 pub mod disk;
 pub mod faults;
+mod fill;
 pub mod lazy;
 pub mod losses;
 pub mod net;

@@ -7,7 +7,7 @@ use cluster_client::{Client, ClientOptions, ImageId, ImageOptions};
 use cluster_proto::auth::Credentials;
 use cluster_proto::layout::LayerRef;
 use cluster_proto::map::Member;
-use cluster_proto::{ClientId, Incarnation, LayerId, OsdId, PoolId};
+use cluster_proto::{ClientId, Incarnation, LayerId, ObjectId, OsdId, PoolId};
 use osd_core::{Osd, OsdOptions};
 
 use crate::control::CLUSTER;
@@ -18,6 +18,17 @@ use crate::watch::Watching;
 
 /// What counts as slow: so little that the log of it is written all the time. Milliseconds.
 const SLOW_MS: u64 = 50;
+
+/// What a device cannot do, apart from writing data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Broken {
+    /// Reading anything.
+    Reads,
+    /// Writing metadata; of what fails, parts are written.
+    Metadata,
+    /// Flushing.
+    Flushes,
+}
 
 /// An OSD: its disk stays, its process comes and goes.
 pub struct OsdNode {
@@ -33,6 +44,14 @@ pub struct OsdNode {
     pub slow_until: Micros,
     /// Until then most writes of data fail.
     pub failing_until: Micros,
+    /// Until then other operations of the device fail, some of which.
+    pub broken_until: Micros,
+    /// Which.
+    pub broken: Broken,
+    /// Until then something else takes up the space.
+    pub full_until: Micros,
+    /// Objects that did.
+    pub filler: Vec<ObjectId>,
     /// Until then the process does not run, without knowing it.
     pub frozen_until: Micros,
     /// Until then it cannot reach the state store.
@@ -79,6 +98,10 @@ impl OsdNode {
             run: None,
             slow_until: 0,
             failing_until: 0,
+            broken_until: 0,
+            broken: Broken::Reads,
+            full_until: 0,
+            filler: Vec::new(),
             frozen_until: 0,
             state_cut_until: 0,
             lease_until: 0,

@@ -20,9 +20,10 @@ mod connections;
 
 use crate::control::Control;
 use crate::faults::{self, Fault, FaultPlan};
+use crate::fill;
 use crate::lazy::Lazy;
 use crate::net::{Micros, Net, NodeId};
-use crate::nodes::{ClientNode, OsdNode};
+use crate::nodes::{Broken, ClientNode, OsdNode};
 use crate::rng::Rng;
 use crate::scrubs::TAG;
 use crate::workload::{Kind, Record, Shape};
@@ -496,6 +497,9 @@ impl World {
             let now = self.millis_of(osd);
             let Some(run) = &mut self.osds[osd].run else { return };
             if let StoreState::Failed(why) = run.store.state() {
+                if self.osds[osd].broken_until > 0 {
+                    return self.crash_osd(osd, false);
+                }
                 return self.fail(format!("the store of osd {} failed: {why}", osd + 1));
             }
             if run.start_core(OsdId(osd as u32 + 1), (now, self.now / 1_000_000), &self.credentials) {
@@ -511,6 +515,9 @@ impl World {
             }
             let Some(core) = &mut run.core else { return };
             if let Some((tag, outcome)) = run.store.poll_outcome() {
+                if tag == fill::TAG {
+                    continue;
+                }
                 if tag == TAG {
                     assert_eq!(outcome, ShardOutcome::Done, "what the checker does works");
                     continue;
@@ -558,8 +565,14 @@ impl World {
         self.tickets += 1;
         let ticket = self.tickets;
         let fails = self.osds[osd].failing_until > self.now && self.is_data(osd, &request.op) && self.rng.below(4) > 0;
-        let disk = &mut self.osds[osd].disk;
+        let fails = fails || self.is_broken_for(osd, &request.op) && self.rng.one_in(2);
+        let OsdNode { disk, broken, .. } = &mut self.osds[osd];
         let done = match request.op {
+            DeviceOp::Write { offset, data } if fails && *broken == Broken::Metadata => {
+                let bytes: Vec<u8> = data.iter().flat_map(|piece| piece.iter().copied()).collect();
+                disk.write_in_part(&mut self.rng, ticket, offset, &bytes);
+                Done::Failed
+            }
             _ if fails => Done::Failed,
             DeviceOp::Read { offset, len } => Done::Read { offset, len },
             DeviceOp::Write { offset, data } => {
@@ -603,6 +616,16 @@ impl World {
         run.device_ops -= 1;
         run.store.handle_device(token, result);
         self.pump_osd(osd);
+    }
+
+    fn is_broken_for(&self, osd: usize, op: &DeviceOp) -> bool {
+        let node = &self.osds[osd];
+        node.broken_until > self.now
+            && match (op, node.broken) {
+                (DeviceOp::Read { .. }, Broken::Reads) | (DeviceOp::Flush, Broken::Flushes) => true,
+                (DeviceOp::Write { .. }, Broken::Metadata) => !self.is_data(osd, op),
+                _ => false,
+            }
     }
 
     /// Whether this writes data, not metadata.
@@ -679,6 +702,7 @@ impl World {
         }
         self.after(100_000, Event::Wake { node, life });
         self.pump_osd(osd);
+        self.empty(osd);
         self.record_scrubs(osd);
     }
 
@@ -690,6 +714,9 @@ impl World {
         self.state_silent_until = 0;
         self.net.heal();
         for osd in 0..self.osds.len() {
+            self.osds[osd].full_until = 0;
+            // Only what is under way may still fail.
+            self.osds[osd].broken_until = self.osds[osd].broken_until.min(self.now);
             // Hangs end by themselves, as messages that wait for their end must not be overtaken.
             (self.osds[osd].slow_until, self.osds[osd].failing_until) = (0, 0);
             self.osds[osd].state_cut_until = 0;
