@@ -43,6 +43,15 @@ fn sectors((offset, len): (u32, u32)) -> SectorRange {
     SectorRange::new(offset / SECTOR as u32, len / SECTOR as u32)
 }
 
+/// A part of a stripe, whole stripes, a part of a stripe: of an erasure-coded object whole stripes give back all their space, parity too,
+/// while parts need new parity.
+fn cut_at_stripes(range: SectorRange, stripe: u32) -> impl Iterator<Item = SectorRange> {
+    let (first, last) = (range.start.next_multiple_of(stripe), range.end() / stripe * stripe);
+    let (first, last) = if first < last { (first, last) } else { (range.end(), range.end()) };
+    let parts = [(range.start, first), (first, last), (last, range.end())];
+    parts.into_iter().filter(|(from, to)| from < to).map(|(from, to)| SectorRange::new(from, to - from))
+}
+
 impl Client {
     /// Goes on with every task that waited for room.
     pub(crate) fn cut_more(&mut self) {
@@ -169,8 +178,9 @@ impl Client {
         let to_end = start + u64::from(piece.len) == image.size;
         let len = if to_end { image.block_size - piece.offset } else { piece.len };
         let cut = cut_at_sectors(piece.offset, len);
-        if let Some(range) = cut.middle {
-            self.start_part(id, object, Role::Change, RequestOp::Zero(sectors(range)));
+        let stripe = self.map.pools.get(&image.layer.pool).map_or(1, |pool| pool.scheme.stripe_sectors());
+        for range in cut.middle.into_iter().flat_map(|range| cut_at_stripes(sectors(range), stripe)) {
+            self.start_part(id, object, Role::Change, RequestOp::Zero(range));
         }
         for range in [cut.head, cut.tail].into_iter().flatten().filter(|_| patch_ends) {
             self.start_patch(id, object, range.0, None, Buffer::zeroed(range.1 as usize));
@@ -215,6 +225,20 @@ pub(crate) fn compare_and_write(sectors: SectorRange, compare: &[u8], data: &[u8
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cuts_at_stripes() {
+        let show = |start, count| {
+            let cut = cut_at_stripes(SectorRange::new(start, count), 8);
+            cut.map(|range| (range.start, range.count)).collect::<Vec<_>>()
+        };
+        assert_eq!(show(0, 32), [(0, 32)]);
+        assert_eq!(show(3, 20), [(3, 5), (8, 8), (16, 7)]);
+        assert_eq!(show(3, 13), [(3, 5), (8, 8)]);
+        assert_eq!(show(8, 9), [(8, 8), (16, 1)]);
+        assert_eq!(show(5, 7), [(5, 7)]);
+        assert_eq!(cut_at_stripes(SectorRange::new(5, 7), 1).collect::<Vec<_>>(), [SectorRange::new(5, 7)]);
+    }
 
     #[test]
     fn cuts_at_sectors() {

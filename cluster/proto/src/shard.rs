@@ -192,7 +192,8 @@ pub enum ShardOp {
     },
     /// A write that can be taken back: the object shows the new content at once (in reads, heads, fetches), but keeps what
     /// it replaces until [`ShardOp::Commit`] or [`ShardOp::Rollback`]. An earlier staged change of the object is
-    /// committed first. With `sectors.count == 0` only the version changes. One change per object is staged at most.
+    /// committed first. With `sectors.count == 0` only the version changes; with sectors but no data they read as zeroes, and the commit
+    /// frees their space. One change per object is staged at most.
     Stage {
         /// The object.
         object: ObjectId,
@@ -202,9 +203,9 @@ pub enum ShardOp {
         sectors: SectorRange,
         /// Where any shard of the object changes by it: not for the store, but for those who remember what members miss.
         rows: SectorRange,
-        /// The data of `sectors`.
+        /// The data of `sectors`, or nothing.
         data: Buffer,
-        /// Their checksums, already verified against `data`.
+        /// Its checksums, already verified against `data`.
         crcs: Crcs,
         /// Who asked.
         origin: Origin,

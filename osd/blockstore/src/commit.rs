@@ -382,9 +382,9 @@ impl Store {
 
     /// Executes an entry; it must not take more than was promised to it.
     fn execute_promised(&mut self, lsn: Lsn, pending: &Pending, partition: u32) -> Effect {
-        let (sectors, bytes) = (self.index.sector_count(), self.index.partition_bytes(partition));
+        let (sectors, bytes) = (self.index.claimed_count(), self.index.partition_bytes(partition));
         let effect = execute(&mut self.index, lsn, &pending.change);
-        debug_assert!(self.index.sector_count() <= sectors + u64::from(pending.promise.growth));
+        debug_assert!(self.index.claimed_count() <= sectors + u64::from(pending.promise.growth));
         debug_assert!(self.index.partition_bytes(partition) <= bytes + pending.promise.metadata);
         effect
     }

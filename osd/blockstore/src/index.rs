@@ -183,6 +183,8 @@ pub struct Index {
     places: u64,
     undos: u64,
     kept: u64,
+    /// Sectors by which objects grow if all staged changes are taken back.
+    regrowth: u64,
     undo_bytes: u64,
 }
 
@@ -212,6 +214,7 @@ impl Index {
             places: 0,
             undos: 0,
             kept: 0,
+            regrowth: 0,
             undo_bytes: 0,
         }
     }
@@ -224,6 +227,11 @@ impl Index {
     /// Sectors that hold data.
     pub fn sector_count(&self) -> u64 {
         self.sectors
+    }
+
+    /// Sectors that hold data or will if staged changes are taken back.
+    pub fn claimed_count(&self) -> u64 {
+        self.sectors + self.regrowth
     }
 
     /// Bytes of memory.

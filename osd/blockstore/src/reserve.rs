@@ -185,7 +185,7 @@ impl Store {
     fn admit_growth(&self, need: &Need) -> Result<(), Refusal> {
         let usable = self.geometry.data_sectors - self.counters.bad_sectors.min(self.geometry.data_sectors);
         let kept = if need.is_privileged { 0 } else { self.sectors_kept_back() };
-        let wanted = self.index.sector_count() + self.reserved.growth + u64::from(need.growth);
+        let wanted = self.index.claimed_count() + self.reserved.growth + u64::from(need.growth);
         if need.growth == 0 || wanted + kept <= usable {
             return Ok(());
         }

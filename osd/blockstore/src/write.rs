@@ -87,8 +87,12 @@ impl Store {
             ShardOp::Stage { object, version, sectors, data, crcs, origin, rows: _ } => {
                 check_origin(origin)?;
                 // No sectors: only the version changes.
-                let ranges = if sectors.count == 0 { SmallVec::new() } else { SmallVec::from_slice(&[*sectors]) };
                 let sectors = if sectors.count == 0 { SectorRange::new(0, 0) } else { *sectors };
+                if sectors.count > 0 && !sectors.is_valid(BLOCK_SIZE_MAX) {
+                    return Err(Refusal::Fail(Status::Invalid));
+                }
+                // No data: they read as zeroes afterwards.
+                let ranges = if data.is_empty() { SmallVec::new() } else { SmallVec::from_slice(&[sectors]) };
                 let change = Change::new(Kind::Stage, *object, *version, *origin, sectors);
                 self.write_payload(tag, change, &Payload { sectors: ranges, data, crcs, is_lazy: false })
             }
@@ -165,6 +169,7 @@ impl Store {
     fn need_of(&self, change: &Change, payload: &Payload<'_>, is_new_object: bool) -> Need {
         let sectors = payload.sector_count();
         let is_repair = change.kind == Kind::Repair;
+        let frees = sectors == 0 && change.sectors.count > 0;
         let worst = Need {
             // At worst every sector gets an extent of its own.
             entry_bytes: Change::encoded_len(
@@ -177,7 +182,7 @@ impl Store {
             growth: sectors,
             is_new_object,
             is_staged: change.kind == Kind::Stage,
-            is_privileged: is_repair || change.kind == Kind::RestoreDeleted,
+            is_privileged: is_repair || change.kind == Kind::RestoreDeleted || change.kind == Kind::Stage && frees,
             is_lazy: payload.is_lazy,
         };
         // By how much the object grows matters only when space is short; and what pending mutations leave of it is not known yet.

@@ -13,7 +13,7 @@ use cluster_proto::shard::{
 use cluster_proto::{PgScope, SectorRange, Status, Version};
 use support::device::Fate;
 use support::driver::{Driver, formatted};
-use support::model::{filled, object, stage, word, write};
+use support::model::{filled, object, stage, stage_hole, word, write};
 
 const BOTH: [Durability; 2] = [Durability::WriteThrough, Durability::Flush];
 const DONE: ShardOutcome = ShardOutcome::Done;
@@ -267,6 +267,37 @@ fn a_full_store_can_always_commit_and_roll_back() {
             assert_eq!((d.store.stats().kept_sectors, d.store.stats().used_sectors), (0, used));
             d.rest();
         }
+    }
+}
+
+/// A staged change without data: needs no sector, frees with its commit, and until then what it replaced is promised to its rollback.
+#[test]
+fn a_full_store_can_stage_holes() {
+    for durability in BOTH {
+        let mut d = fresh(1 << 20, durability);
+        let (mut objects, mut version) = (0, 1);
+        while d.call(put(objects, 1, range(0, 8))) == DONE {
+            objects += 1;
+        }
+        assert!(objects > 8, "some fit: {objects}");
+        let hole = |n: u32, version: u64| stage_hole(object(n), Version(version), range(2, 4), Origin::NONE);
+        let before = d.store.stats();
+        for ends_by in [rollback as fn(u32, u64) -> ShardOp, commit] {
+            version += 1;
+            assert_eq!(d.call(hole(0, version)), DONE);
+            let staged = d.store.stats();
+            assert_eq!((staged.kept_sectors, staged.used_sectors), (4, before.used_sectors - 4));
+            assert_eq!(content(&mut d, 0), (version, vec![(0, 1), (1, 1), (6, 1), (7, 1)]));
+            assert_eq!(d.call(put(objects, version, range(0, 4))), ShardOutcome::Failed(Status::NoSpace));
+            d.rest();
+            d = reopened(&d);
+            assert_eq!(d.call(put(objects, version, range(0, 4))), ShardOutcome::Failed(Status::NoSpace));
+            assert_eq!(d.call(ends_by(0, version)), DONE);
+            d.rest();
+        }
+        assert_eq!(content(&mut d, 0), (version, vec![(0, 1), (1, 1), (6, 1), (7, 1)]));
+        assert_eq!(d.store.stats().used_sectors, before.used_sectors - 4);
+        assert_eq!(d.call(put(objects, version, range(0, 4))), DONE, "there is room again");
     }
 }
 

@@ -18,6 +18,17 @@ use cluster_proto::wire::{ReplyBody, RequestOp};
 use crate::op::{ClientOp, Kind, OpId, PeerMask, Stage, bits};
 use crate::osd::Osd;
 
+/// Bytes that a change needs on every member.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Need {
+    /// It only frees.
+    Nothing,
+    /// Until it has freed what it replaces.
+    Briefly(u64),
+    /// It may grow the object.
+    ForGood(u64),
+}
+
 impl Osd {
     pub(crate) fn write_start(&mut self, shard: &dyn ShardIndex, id: OpId) {
         let Some(op) = self.ops.get_mut(id) else { return };
@@ -37,7 +48,7 @@ impl Osd {
             return self.ec_write_start(shard, id);
         }
         let need = client_op.request.op.sectors().map_or(0, SectorRange::bytes) as u64;
-        if !frees && !self.has_space(shard, pg_id, need) {
+        if !frees && !self.has_space(shard, pg_id, Need::ForGood(need)) {
             return self.finish(id, Status::NoSpace, Version::NONE, ReplyBody::Empty);
         }
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
@@ -113,10 +124,14 @@ impl Osd {
         self.in_background(shard, pg_id, members, ShardOp::Collect { object, version });
     }
 
-    /// Whether every member has room for `need` bytes and for what is needed to free space again.
-    pub(crate) fn has_space(&self, shard: &dyn ShardIndex, pg: PgId, need: u64) -> bool {
+    /// Whether every member has the room that is needed, and what is needed to free space again.
+    pub(crate) fn has_space(&self, shard: &dyn ShardIndex, pg: PgId, need: Need) -> bool {
         let space = shard.space();
-        let reserve = space.total / 32;
+        let (need, reserve) = match need {
+            Need::Nothing => return true,
+            Need::Briefly(need) => (need, space.total / 64),
+            Need::ForGood(need) => (need, space.total / 32),
+        };
         let in_flight = self.held_bytes.changes as u64;
         let enough = |free: u64| free >= reserve + in_flight.max(need);
         let Some(pg) = self.pgs.get(&pg) else { return false };

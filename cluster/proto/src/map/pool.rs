@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::{PlacementRules, SchemaError};
+use crate::layout::SECTOR;
 use crate::limits::{
     BLOCK_SIZE_DEFAULT, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, IMMEDIATE_COMMIT_SMALL_MAX, NAME_LEN_MAX, PG_COUNT_DEFAULT,
-    PG_COUNT_MAX, REPLICAS_MAX, SHARDS_MAX,
+    PG_COUNT_MAX, REPLICAS_MAX, SHARDS_MAX, STRIPE_UNIT,
 };
 
 /// How a pool keeps its data.
@@ -40,6 +41,14 @@ impl Scheme {
         match self {
             Scheme::Replicated { .. } => 1,
             Scheme::Ec { data, .. } => usize::from(data),
+        }
+    }
+
+    /// Sectors after which shards repeat: one unit of each data shard; 1 for copies.
+    pub fn stripe_sectors(self) -> u32 {
+        match self {
+            Scheme::Replicated { .. } => 1,
+            Scheme::Ec { data, .. } => u32::from(data) * (STRIPE_UNIT / SECTOR) as u32,
         }
     }
 }

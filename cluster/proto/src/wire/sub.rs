@@ -313,7 +313,8 @@ impl SubRequest {
             return Err(r.error("sector range"));
         }
         let expected = if matches!(raw.op, 3 | 8 | 12) { sectors.bytes() } else { 0 };
-        if !matches!(raw.op, 7 | 11) && data.len() != expected {
+        let may_lack = raw.op == 12 && data.is_empty();
+        if !matches!(raw.op, 7 | 11) && data.len() != expected && !may_lack {
             return Err(r.error("payload length"));
         }
         let op = match raw.op {

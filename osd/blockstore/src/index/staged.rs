@@ -28,6 +28,8 @@ pub struct Undo {
     pub extents: Extents,
     /// Their checksums.
     pub crcs: Crcs,
+    /// Sectors by which the object grows if the change is taken back.
+    pub regrowth: u32,
 }
 
 impl Undo {
@@ -35,7 +37,7 @@ impl Undo {
     pub fn of_nothing(before: Before, version: Version, origin: &Origin) -> Undo {
         let sectors = SectorRange::new(0, 0);
         let (client, seq) = (origin.client, origin.seq);
-        Undo { before, version, client, seq, sectors, extents: Extents::new(), crcs: Crcs::new() }
+        Undo { before, version, client, seq, sectors, extents: Extents::new(), crcs: Crcs::new(), regrowth: 0 }
     }
 
     /// The head to which it leads back.
@@ -86,6 +88,9 @@ impl Index {
             self.copy_parts(place, &mut undo);
             self.rebuild(place, change);
         }
+        if change.extents.is_empty() {
+            undo.regrowth = undo.crcs.len() as u32;
+        }
         self.keep(place, undo);
         super::Effect { freed, refused: false }
     }
@@ -103,6 +108,7 @@ impl Index {
         self.undos += 1;
         self.undo_bytes += undo.memory_bytes();
         self.kept += sectors;
+        self.regrowth += u64::from(undo.regrowth);
         self.partitions[place.partition].kept += sectors;
         let earlier = self.partitions[place.partition].undos.insert(place.key, undo);
         debug_assert!(earlier.is_none(), "one staged change per object");
@@ -117,6 +123,7 @@ impl Index {
         let sectors = undo.crcs.len() as u64;
         own.kept -= sectors;
         self.kept -= sectors;
+        self.regrowth -= u64::from(undo.regrowth);
         self.undo_bytes -= undo.memory_bytes();
         self.undos -= 1;
         Some(undo)
@@ -159,6 +166,7 @@ impl Index {
             && !old.deleted
             && old.staged_over.is_none();
         fits.then_some(()).ok_or(Senseless)?;
+        undo.regrowth = (undo.crcs.len() as u32).saturating_sub(self.sectors_held(&stored.object, undo.sectors));
         self.keep(place, undo);
         self.digest(place, Some(&old), self.head_at(place).as_ref());
         Ok(())

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use blockstore::Store;
 use buffer::Buffer;
-use cluster_proto::crc::sector_crcs;
+use cluster_proto::crc::{Crcs, sector_crcs};
 use cluster_proto::ids::{ClientId, LayerId, ObjectId, PgId, PoolId, Version};
 use cluster_proto::limits::DIGEST_BUCKETS;
 use cluster_proto::shard::{
@@ -147,7 +147,10 @@ impl Model {
             ShardOp::Stage { version, sectors, data, origin, .. } => {
                 self.commit(id);
                 let before = self.objects.get(&id).cloned();
-                self.put(id, Some(*version), sectors.iter(), data);
+                let own = Rc::make_mut(self.objects.entry(id).or_default());
+                own.sectors.retain(|s, _| *s < sectors.start || *s >= sectors.end());
+                let written = if data.is_empty() { SectorRange::new(0, 0) } else { *sectors };
+                self.put(id, Some(*version), written.iter(), data);
                 let request = (origin.client, origin.seq);
                 Rc::make_mut(self.objects.entry(id).or_default()).staged = Some(Staged { before, request });
             }
@@ -315,8 +318,11 @@ impl Model {
                 patch(rng, object, base, version, sectors)
             }
             (60..84, _) => {
-                let range = if rng.chance(10) { SectorRange::new(0, 0) } else { range };
-                stage(object, version, range, origin)
+                let (range, is_hole) = match rng.below(10) {
+                    0 => (SectorRange::new(0, 0), false),
+                    n => (range, n < 4),
+                };
+                if is_hole { stage_hole(object, version, range, origin) } else { stage(object, version, range, origin) }
             }
             (8..12, _) => ShardOp::Delete { object, version, origin },
             (12..16, Some(o)) if o.deleted => ShardOp::Collect { object, version: o.version },
@@ -340,6 +346,12 @@ pub fn write(object: ObjectId, version: Version, sectors: SectorRange, origin: O
 pub fn stage(object: ObjectId, version: Version, sectors: SectorRange, origin: Origin) -> ShardOp {
     let data = filled(sectors.iter().map(|s| word(version, s)));
     let crcs = sector_crcs(&data);
+    ShardOp::Stage { object, version, sectors, rows: sectors, data, crcs, origin }
+}
+
+/// A staged change after which the sectors read as zeroes.
+pub fn stage_hole(object: ObjectId, version: Version, sectors: SectorRange, origin: Origin) -> ShardOp {
+    let (data, crcs) = (Buffer::default(), Crcs::new());
     ShardOp::Stage { object, version, sectors, rows: sectors, data, crcs, origin }
 }
 

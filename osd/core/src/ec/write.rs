@@ -3,7 +3,7 @@
 //! Previous hop: `write.rs`. Next hop: `osd/blockstore/src/write.rs` of the members, as staged changes.
 //!
 //! The primary reads what the new parity needs of the rows it touches, and sends every member a staged change: new data, new parity, or only
-//! the new version. What the parity needs is the rest of the data, nothing for full rows; or, if that is less to read, the old parity and
+//! the new version. What becomes zeroes is given up: those changes carry no data, and their commits free space. What the parity needs is the rest of the data, nothing for full rows; or, if that is less to read, the old parity and
 //! the old data where it changes. When all have it durably it can be kept whatever happens, and the client is answered; commits
 //! follow later, together, or with the next change of the object.
 
@@ -23,6 +23,7 @@ use super::{EcOp, Purpose, ShardRead};
 use crate::op::{ClientOp, Kind, OpId, Stage, bits};
 use crate::osd::Osd;
 use crate::pg::Pg;
+use crate::write::Need;
 
 /// Objects whose commits are collected before they go out without waiting for the next tick. Most changes are committed by the next change
 /// of their object.
@@ -37,12 +38,17 @@ impl Osd {
         let Kind::Client(client_op) = &op.kind else { return };
         let Some(sectors) = client_op.request.op.sectors() else { return };
         let (data, object) = (pg.scheme.copies_needed(), client_op.request.object);
-        let need = (sectors.bytes() / data + SECTOR) as u64;
+        let rows = rows(sectors, data);
+        let need = match &client_op.request.op {
+            // Only parity, which for whole rows goes as well; and that only until the commit.
+            RequestOp::Zero(_) if rows.count as usize * data == sectors.count as usize => Need::Nothing,
+            RequestOp::Zero(_) => Need::Briefly(rows.bytes() as u64),
+            _ => Need::ForGood((sectors.bytes() / data + SECTOR) as u64),
+        };
         if !self.has_space(shard, pg_id, need) {
             return self.finish(id, Status::NoSpace, Version::NONE, ReplyBody::Empty);
         }
         let Some(pg) = self.pgs.get(&pg_id) else { return };
-        let rows = rows(sectors, data);
         let exists =
             pg.missing.contains_key(&object) || shard.head(&pg.name_at(object, pg.own())).is_some_and(|h| !h.deleted);
         let parts = touched(sectors, data);
@@ -89,6 +95,13 @@ impl Osd {
             let crcs = sector_crcs(&buffer);
             (plan.rows, buffer.freeze(), crcs)
         }));
+        if matches!(client_op.request.op, RequestOp::Zero(_)) {
+            for (_, data, crcs) in &mut changes {
+                if data.iter().all(|byte| *byte == 0) {
+                    (*data, *crcs) = (Buffer::default(), Crcs::new());
+                }
+            }
+        }
         let (own, members) = (pg.own(), pg.holders(&object));
         let own_last = bits(members & !(1 << own)).chain(bits(members & 1 << own));
         let shards: Vec<_> = own_last.map(|peer| (peer, pg.name_at(object, peer))).collect();

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use e2e::{Cluster, Command, Nbd, Random, limited};
 
 const PIECE: usize = 256 << 10;
+/// What is left of pieces that are freed: no object is freed whole.
+const KEPT: usize = 64 << 10;
 
 /// Writes until no answer comes for a while. Returns how many pieces were acknowledged.
 fn fill(nbd: &mut Nbd) -> u64 {
@@ -47,11 +49,18 @@ fn fill_and_free(arguments: &'static [&'static str]) {
         // Also what takes space before it frees any, as parity of a part of an object does.
         other.trim(8192, 48 << 10).unwrap();
         let freed = acknowledged / 2;
-        other.trim(0, freed as usize * PIECE).unwrap();
+        for piece in 0..freed {
+            other.trim(piece * PIECE as u64 + KEPT as u64, PIECE - KEPT).unwrap();
+        }
         writer.set_patience(Some(Duration::from_secs(60))).unwrap();
         let begin = Instant::now();
         writer.receive().expect("the writer goes on").1.expect("without an error");
         println!("it continued {:?} after space was freed", begin.elapsed());
+        for piece in 1..freed {
+            let found = other.read(piece * PIECE as u64, PIECE).unwrap();
+            assert!(found[..KEPT] == Random::new(piece).bytes(PIECE)[..KEPT], "what is left of piece {piece}");
+            assert!(found[KEPT..].iter().all(|byte| *byte == 0), "what was freed of piece {piece}");
+        }
         for piece in freed..=acknowledged {
             let found = other.read(piece * PIECE as u64, PIECE).unwrap();
             assert!(found == Random::new(piece).bytes(PIECE), "piece {piece}");
