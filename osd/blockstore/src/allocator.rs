@@ -2,6 +2,8 @@
 //! lie together and become one device write. Large ones take up space again that was used before, if there is much of it: a sparse file
 //! stays smaller, and memory that a file already has is cheaper than new.
 
+use std::collections::VecDeque;
+
 use crate::extent::{Run, Runs};
 use crate::prefetch::prefetch;
 
@@ -22,6 +24,8 @@ pub struct Allocator {
     reached: u64,
 }
 
+/// Runs between the one that is taken and the one whose word is fetched, when all are taken.
+const FETCHED_AHEAD: usize = 16;
 /// Sectors of a large write.
 const LARGE: u32 = 16;
 /// Used space is taken up again while one sector in so many of it is free.
@@ -30,11 +34,46 @@ const REUSABLE_SHARE: u64 = 16;
 impl Allocator {
     /// All of `sectors` free.
     pub fn new(sectors: u64) -> Allocator {
-        let mut levels = vec![full_level(sectors)];
-        while levels[levels.len() - 1].len() > 1 {
-            levels.push(full_level(levels[levels.len() - 1].len() as u64));
+        Allocator {
+            levels: with_summaries(full_level(sectors)),
+            sectors,
+            free: sectors,
+            cursor: 0,
+            reuse: 0,
+            reached: 0,
         }
-        Allocator { levels, sectors, free: sectors, cursor: 0, reuse: 0, reached: 0 }
+    }
+
+    /// All of `sectors` free but those of `used`.
+    ///
+    /// # Errors
+    /// A run of which a sector does not exist or has been used before.
+    pub fn without(sectors: u64, used: impl Iterator<Item = Run>) -> Result<Allocator, Run> {
+        let mut bits = full_level(sectors);
+        let (mut free, mut reached) = (sectors, 0);
+        // Runs in no order: the words of those that follow are fetched meanwhile.
+        let (mut used, mut ahead) = (used, VecDeque::with_capacity(FETCHED_AHEAD));
+        loop {
+            while ahead.len() < FETCHED_AHEAD
+                && let Some(run) = used.next()
+            {
+                bits.get((run.start / 64) as usize).into_iter().for_each(prefetch);
+                ahead.push_back(run);
+            }
+            let Some(run) = ahead.pop_front() else { break };
+            if run.end() > sectors {
+                return Err(run);
+            }
+            for (word, mask) in words_of(run) {
+                if bits[word] & mask != mask {
+                    return Err(run);
+                }
+                bits[word] &= !mask;
+            }
+            free -= u64::from(run.count);
+            reached = reached.max(run.end());
+        }
+        Ok(Allocator { levels: with_summaries(bits), sectors, cursor: 0, free, reuse: 0, reached })
     }
 
     /// Free sectors.
@@ -173,14 +212,7 @@ impl Allocator {
     }
 
     fn edit(&mut self, run: Run, free: bool) {
-        let mut at = run.start;
-        while at < run.end() {
-            let bit = at % 64;
-            let count = (64 - bit).min(run.end() - at);
-            let mask = (u64::MAX >> (64 - count)) << bit;
-            self.edit_word((at / 64) as usize, mask, free);
-            at += count;
-        }
+        words_of(run).for_each(|(word, mask)| self.edit_word(word, mask, free));
     }
 
     fn edit_word(&mut self, word: usize, mask: u64, free: bool) {
@@ -196,6 +228,28 @@ impl Allocator {
             word /= 64;
         }
     }
+}
+
+/// The words in which a run lies, with its bits.
+fn words_of(run: Run) -> impl Iterator<Item = (usize, u64)> {
+    let mut at = run.start;
+    std::iter::from_fn(move || {
+        let (bit, count) = (at % 64, (64 - at % 64).min(run.end() - at));
+        let found = (count > 0).then(|| ((at / 64) as usize, (u64::MAX >> (64 - count)) << bit));
+        at += count;
+        found
+    })
+}
+
+/// The levels above `bits`.
+fn with_summaries(bits: Vec<u64>) -> Vec<Vec<u64>> {
+    let mut levels = vec![bits];
+    while levels[levels.len() - 1].len() > 1 {
+        let below = &levels[levels.len() - 1];
+        let summary = |words: &[u64]| words.iter().rev().fold(0, |bits, word| bits << 1 | u64::from(*word != 0));
+        levels.push(below.chunks(64).map(summary).collect());
+    }
+    levels
 }
 
 fn full_level(bits: u64) -> Vec<u64> {
@@ -234,6 +288,21 @@ mod tests {
         let scattered = a.allocate(a.free_count() as u32).expect("as many as are free");
         assert!(scattered.len() > 100);
         assert_eq!(a.free_count(), 0);
+    }
+
+    #[test]
+    fn what_is_used_from_the_start_is_as_if_taken() {
+        let runs = |all: &[(u64, u32)]| all.iter().map(|&(start, count)| Run { start, count }).collect::<Vec<_>>();
+        let used = runs(&[(9_000, 1), (60, 200), (0, 1), (64 * 64, 64 * 64 + 3), (2, 5)]);
+        let mut taken = Allocator::new(10_000);
+        assert!(used.iter().all(|run| taken.take(*run)));
+        let without = Allocator::without(10_000, used.iter().copied()).expect("each sector once");
+        assert_eq!((without.levels, without.free, without.reached), (taken.levels, taken.free, taken.reached));
+        for wrong in [(9_999, 2), (100, 1), (4_095, 2), (8_000, 900)] {
+            let wrong = Run { start: wrong.0, count: wrong.1 };
+            let found = Allocator::without(10_000, used.iter().copied().chain([wrong]));
+            assert_eq!(found.err(), Some(wrong));
+        }
     }
 
     #[test]

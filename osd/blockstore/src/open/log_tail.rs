@@ -251,16 +251,12 @@ impl Store {
     }
 
     fn build_free_map(&mut self) -> Result<(), OpenError> {
-        let mut free = Allocator::new(self.geometry.data_sectors);
-        for (_, view, undo) in self.index.objects() {
+        let used = self.index.objects().flat_map(|(_, view, undo)| {
             let kept = undo.into_iter().flat_map(|undo| undo.extents.iter().copied());
-            for extent in view.extents().chain(kept) {
-                if !free.take(extent.run()) {
-                    return Err(OpenError::SectorOwnedTwice(extent.run().start));
-                }
-            }
-        }
-        self.allocator = free;
+            view.extents().chain(kept).map(|extent| extent.run())
+        });
+        let allocator = Allocator::without(self.geometry.data_sectors, used);
+        self.allocator = allocator.map_err(|run| OpenError::SectorOwnedTwice(run.start))?;
         for partition in 0..self.geometry.partitions {
             self.checkpoints.set_accounted(partition, self.index.partition_bytes(partition));
         }
