@@ -292,11 +292,16 @@ impl Osd {
         };
         let pg = op.pg;
         let took = self.now_us - op.asked_us;
-        self.latencies.store[op.class as usize].add(took);
+        let op_class = op.class;
+        self.latencies.store[op_class as usize].add(took);
         op.answered(Answerer::Own, took);
         let was_mutation = std::mem::replace(&mut op.local, Local::None) == Local::Mutation;
         let own = self.pgs.get(&pg).map_or(0, Pg::own);
+        let has_failed = op_class == OpClass::Write && matches!(outcome, ShardOutcome::Failed(_));
         self.handle_outcome(now, shard, id, own, outcome);
+        if has_failed {
+            self.refuse_queued(now, shard, pg);
+        }
         if was_mutation {
             self.local_mutation_ended(now, shard, pg);
             for part in self.inherited.remove(&id).unwrap_or_default() {
@@ -304,6 +309,23 @@ impl Osd {
             }
         }
         self.start_ready(shard);
+    }
+
+    /// A change failed in our store, which ended the round for us: changes of the PG behind it that were not handed to the store yet
+    /// must not be carried out without it.
+    #[cold]
+    fn refuse_queued(&mut self, now: Millis, shard: &mut dyn ShardIndex, pg: PgId) {
+        let Self { outputs, ops, .. } = self;
+        let mut refused = Vec::new();
+        outputs.retain(|output| {
+            let Output::Local { tag, .. } = output else { return true };
+            let is_behind = ops.get_mut(OpId(*tag)).is_some_and(|op| op.pg == pg && op.class == OpClass::Write);
+            refused.extend(is_behind.then_some(*tag));
+            !is_behind
+        });
+        for tag in refused {
+            self.handle_local(now, shard, tag, ShardOutcome::Failed(Status::Retry));
+        }
     }
 
     /// The activation record is durable (`ok`), or the state store refused it because the PG has a newer epoch.
