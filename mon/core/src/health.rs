@@ -227,8 +227,9 @@ fn judge_scrubs(map: &ClusterMap, problems: &mut Vec<Problem>) {
     let damaged: Vec<PgId> = map.scrubbed.iter().filter_map(left).collect();
     if !damaged.is_empty() {
         let message = format!(
-            "{} with damage that the last scrub could not repair ({}): see 'blockyard pg describe'; write what cannot be \
-             read anew, from a backup, and scrub again with 'blockyard pg repair'",
+            "{} with damage that the last scrub could not repair, or copies that differ ({}): see 'blockyard pg describe' \
+             and what the primary's log says; write what cannot be read anew, from a backup, take an OSD with a wrong copy \
+             out, and scrub again with 'blockyard pg repair'",
             count(damaged.len(), "PG"),
             list(damaged)
         );
