@@ -3,9 +3,10 @@
 //! Previous hop: `write.rs`. Next hop: `osd/blockstore/src/write.rs` of the members, as staged changes.
 //!
 //! The primary reads what the new parity needs of the rows it touches, and sends every member a staged change: new data, new parity, or only
-//! the new version. What becomes zeroes is given up: those changes carry no data, and their commits free space. What the parity needs is the rest of the data, nothing for full rows; or, if that is less to read, the old parity and
-//! the old data where it changes. When all have it durably it can be kept whatever happens, and the client is answered; commits
-//! follow later, together, or with the next change of the object.
+//! the new version. What becomes zeroes is given up: those changes carry no data, and their commits free space. What the parity needs is
+//! the rest of the data, nothing for full rows; or, if that is less to read, the old parity and the old data where it changes. When all have
+//! it durably it can be kept whatever happens, and the client is answered; commits follow later, together, or with the next change of the
+//! object.
 
 use buffer::{Buffer, BufferMut};
 use cluster_proto::SECTOR;
