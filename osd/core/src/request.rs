@@ -136,7 +136,8 @@ impl Osd {
         let pg_id = op.pg;
         let Kind::Client(client_op) = &mut op.kind else { return };
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
-        let serves = if client_op.request.op.is_mutation() { pg.is_writable() } else { pg.is_active() };
+        let changes = client_op.request.op.is_mutation();
+        let serves = if changes { pg.is_writable() && !pg.is_dropping() } else { pg.is_active() };
         if !serves {
             client_op.stage = Stage::Waiting;
             client_op.trace.enter(self.now_us, Cause::Pg);

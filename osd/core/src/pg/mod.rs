@@ -279,12 +279,21 @@ impl Pg {
         (!complete.is_empty()).then_some(Interval { epoch: self.map.epoch, acting, complete, min_size })
     }
 
+    /// Whether our own store is about to drop copies that do not count: until then it remembers requests that they took in.
+    pub fn is_dropping(&self) -> bool {
+        self.drops.values().any(|peer| *peer == self.own)
+    }
+
     /// Whether an object must be copied before it can be changed: to us, who remember its requests, or to so many that the
     /// change is safe.
     pub fn needs_recovery(&self, object: &ObjectId) -> bool {
         let Some(missing) = self.missing.get(object) else { return false };
+        // What is to be taken back, whatever part of the object it is, may still be remembered as applied.
+        let own_is_ahead =
+            missing.shards.iter().any(|s| usize::from(s.peer) == self.own && s.version > missing.version);
         self.lets_down(missing)
             || missing.is_unfound
+            || own_is_ahead
             || missing.stale >> self.own & 1 == 1
             || self.holders(object).count_ones() < self.min_size as u32
     }

@@ -504,7 +504,11 @@ impl Osd {
         }
         if let Some(pg) = self.pgs.get_mut(&op.pg) {
             pg.drops.remove(&id);
-            if pg.is_whole() {
+            let is_whole = pg.is_whole();
+            let goes_on = pg.is_active() && !pg.is_dropping();
+            let waiting = if goes_on { std::mem::take(&mut pg.waiting) } else { Default::default() };
+            waiting.into_iter().for_each(|id| self.enqueue(shard, id));
+            if is_whole {
                 self.became_complete(shard, op.pg);
             }
         }
