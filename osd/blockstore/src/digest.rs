@@ -9,7 +9,7 @@ use cluster_proto::limits::{DIGEST_BUCKETS, SHARDS_MAX};
 use cluster_proto::shard::{Digests, ObjectHead, digest_bucket, digest_hash};
 use cluster_proto::{ObjectId, PgScope, PoolId};
 
-use crate::index::{Key, Mixer};
+use crate::index::{Key, Mixer, SPARSE_PLACES_MIN, SPARSE_SHARE};
 use crate::prefetch::prefetch;
 
 /// Memory of one place in a set of tombstones. Bytes.
@@ -93,6 +93,12 @@ impl DigestTable {
         };
         follow(|own| &mut own.tombstones, |head| head.deleted);
         follow(|own| &mut own.staged, |head| head.staged_over.is_some());
+        let left = own.tombstones.len();
+        if old.is_some_and(|head| head.deleted)
+            && own.tombstones.capacity() as u64 >= SPARSE_PLACES_MIN.max(left as u64 * SPARSE_SHARE)
+        {
+            own.tombstones.shrink_to(2 * left);
+        }
         self.bytes = self.bytes + own.memory_bytes() - before;
     }
 

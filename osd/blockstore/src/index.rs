@@ -27,6 +27,9 @@ pub use staged::Undo;
 
 /// Extent count that marks a tombstone in a packed record.
 const DELETED: u16 = u16::MAX;
+/// Tables of as many places or more shrink when not more than one in [`SPARSE_SHARE`] is used.
+pub(crate) const SPARSE_PLACES_MIN: u64 = 1024;
+pub(crate) const SPARSE_SHARE: u64 = 8;
 /// Memory of one place in a partition's table: key, record and control byte. Bytes.
 const PLACE_BYTES: u64 = (size_of::<Key>() + size_of::<Record>() + 1) as u64;
 
@@ -349,6 +352,7 @@ impl Index {
         self.free_slot(&record);
         self.count_sectors(place, record.crcs, 0);
         self.objects -= 1;
+        self.give_back_places(place.partition);
         let layer = &mut self.layers[place.key.layer as usize];
         layer.objects -= 1;
         if layer.objects == 0 {
@@ -400,14 +404,26 @@ impl Index {
         self.count_places(partition as usize);
     }
 
-    /// Counts the places that a table got. One from which keys were removed may tell less than it has, and tables do not
-    /// shrink: the most that it ever told is true.
+    /// Counts the places that a table got. One from which keys were removed may tell less than it has: the most that it told since it shrank
+    /// is true.
     fn count_places(&mut self, partition: usize) {
         let own = &mut self.partitions[partition];
-        let places = (own.objects.capacity() as u64 * 8).div_ceil(7);
+        let places = places_of(&own.objects);
         let grown = places.saturating_sub(own.places);
         own.places += grown;
         self.places += grown;
+    }
+
+    /// A table that has become almost empty shrinks.
+    fn give_back_places(&mut self, partition: usize) {
+        let own = &mut self.partitions[partition];
+        if own.places < SPARSE_PLACES_MIN || own.objects.len() as u64 * SPARSE_SHARE > own.places {
+            return;
+        }
+        own.objects.shrink_to(2 * own.objects.len());
+        let places = places_of(&own.objects);
+        self.places = self.places + places - own.places;
+        own.places = places;
     }
 
     /// Takes an object in from its partition's checkpoint.
@@ -479,6 +495,10 @@ impl Index {
 /// An extent in the arena: low word, high word.
 fn words_of(extent: Extent) -> [u32; 2] {
     [extent.raw() as u32, (extent.raw() >> 32) as u32]
+}
+
+fn places_of(table: &Table<Record>) -> u64 {
+    (table.capacity() as u64 * 8).div_ceil(7)
 }
 
 fn unpack(words: &[u32; 2]) -> Extent {

@@ -67,3 +67,24 @@ fn objects_that_come_and_go_do_not_add_up() {
     (0..2000).for_each(|n| _ = index.apply(&Change::brief(Kind::Drop, object(n), Version(1))));
     assert_eq!(index.arena.bytes(), index.arena.spare_bytes());
 }
+
+#[test]
+fn what_is_deleted_gives_its_memory_back() {
+    const OBJECTS: u32 = 20_000;
+    let mut index = Index::new(2);
+    index.set_pool(PoolId(1), 3);
+    (0..OBJECTS).for_each(|n| _ = index.apply(&write(n, 1, SectorRange::new(0, 3), u64::from(n) * 4)));
+    let full = index.memory_bytes();
+    let delete = |n| Change::new(Kind::Delete, object(n), Version(2), Origin::NONE, crate::format::log::WHOLE);
+    (0..OBJECTS).for_each(|n| _ = index.apply(&delete(n)));
+    for n in (0..OBJECTS).filter(|n| n % 100 != 0) {
+        index.apply(&Change::brief(Kind::Collect, object(n), Version(2)));
+    }
+    let spare = index.arena.spare_bytes();
+    assert!(index.memory_bytes() - spare < full / 20, "{full} bytes became {}", index.memory_bytes() - spare);
+    assert_eq!(index.objects().count() as u32, OBJECTS / 100);
+    let tombstones: usize = (0..3).map(|n| index.tombstones(scope(n, 3)).len()).sum();
+    assert_eq!(tombstones as u32, OBJECTS / 100);
+    (0..OBJECTS).for_each(|n| _ = index.apply(&write(n, 3, SectorRange::new(0, 3), u64::from(n) * 4)));
+    assert_eq!(index.objects().count() as u32, OBJECTS);
+}
