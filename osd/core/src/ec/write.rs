@@ -42,7 +42,7 @@ impl Osd {
         let rows = rows(sectors, data);
         let need = match &client_op.request.op {
             // Only parity, which for whole rows goes as well; and that only until the commit.
-            RequestOp::Zero(_) if rows.count as usize * data == sectors.count as usize => Need::Nothing,
+            RequestOp::Zero(_) if is_whole(rows, sectors, data) => Need::Nothing,
             RequestOp::Zero(_) => Need::Briefly(rows.bytes() as u64),
             _ => Need::ForGood((sectors.bytes() / data + SECTOR) as u64),
         };
@@ -86,23 +86,13 @@ impl Osd {
         let (object, origin) = (client_op.request.object, client_op.origin());
         let version = pg.next_version();
         (client_op.stage, client_op.version) = (Stage::Committing, version);
-        let fresh = new_data(client_op, sectors, code.data());
-        let parity =
-            if plan.purpose == Purpose::Delta { updated(&code, plan, &fresh) } else { encoded(&code, plan, &fresh) };
-        let none = || (SectorRange::new(0, 0), Buffer::default(), Crcs::new());
-        let mut changes: Vec<(SectorRange, Buffer, Crcs)> =
-            fresh.into_iter().map(|part| part.unwrap_or_else(none)).collect();
-        changes.extend(parity.into_iter().map(|buffer| {
-            let crcs = sector_crcs(&buffer);
-            (plan.rows, buffer.freeze(), crcs)
-        }));
-        if matches!(client_op.request.op, RequestOp::Zero(_)) {
-            for (_, data, crcs) in &mut changes {
-                if data.iter().all(|byte| *byte == 0) {
-                    (*data, *crcs) = (Buffer::default(), Crcs::new());
-                }
+        let changes = match client_op.request.op {
+            RequestOp::Zero(_) if is_whole(plan.rows, sectors, code.data()) => {
+                vec![(plan.rows, Buffer::default(), Crcs::new()); pg.scheme.width()]
             }
-        }
+            RequestOp::Zero(_) => with_holes(shards_of(client_op, sectors, &code, plan)),
+            _ => shards_of(client_op, sectors, &code, plan),
+        };
         let (own, members) = (pg.own(), pg.holders(&object));
         let own_last = bits(members & !(1 << own)).chain(bits(members & 1 << own));
         let shards: Vec<_> = own_last.map(|peer| (peer, pg.name_at(object, peer))).collect();
@@ -138,6 +128,37 @@ fn plan_reads(pg: &Pg, object: &ObjectId, rows: SectorRange, touched: &[Option<S
         return Some(plan);
     }
     EcOp::plan(pg, object, Purpose::Write, rows, &rest)
+}
+
+/// Whether a range of an object is all that its rows have.
+fn is_whole(rows: SectorRange, range: SectorRange, data: usize) -> bool {
+    rows.count as usize * data == range.count as usize
+}
+
+/// Sectors of a shard with what they get: no data if it is not touched.
+type Change = (SectorRange, Buffer, Crcs);
+
+/// What each shard gets, parity last.
+fn shards_of(op: &ClientOp, range: SectorRange, code: &Code, plan: &EcOp) -> Vec<Change> {
+    let fresh = new_data(op, range, code.data());
+    let parity = if plan.purpose == Purpose::Delta { updated(code, plan, &fresh) } else { encoded(code, plan, &fresh) };
+    let none = || (SectorRange::new(0, 0), Buffer::default(), Crcs::new());
+    let mut changes: Vec<Change> = fresh.into_iter().map(|part| part.unwrap_or_else(none)).collect();
+    changes.extend(parity.into_iter().map(|buffer| {
+        let crcs = sector_crcs(&buffer);
+        (plan.rows, buffer.freeze(), crcs)
+    }));
+    changes
+}
+
+/// The same, but shards that get nothing but zeroes get holes.
+fn with_holes(mut changes: Vec<Change>) -> Vec<Change> {
+    for (_, data, crcs) in &mut changes {
+        if data.iter().all(|byte| *byte == 0) {
+            (*data, *crcs) = (Buffer::default(), Crcs::new());
+        }
+    }
+    changes
 }
 
 /// The parity of whole rows.

@@ -662,3 +662,45 @@ impl Osd {
         found
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cluster_proto::LayerId;
+    use cluster_proto::ids::ClientId;
+    use cluster_proto::layout::SectorRange;
+    use cluster_proto::link::LinkId;
+    use cluster_proto::wire::{Request, RequestOp};
+
+    use super::super::split::tests::{hear, member_of_one, pg};
+    use super::*;
+    use crate::op::Local;
+
+    #[test]
+    fn changes_wait_until_our_own_store_has_dropped_what_does_not_count() {
+        let (mut osd, mut shard) = member_of_one();
+        hear(&mut osd, &mut shard, 1, (2, 2), 2);
+        let drops: Vec<OpId> = (0..3).map(|_| osd.new_op(pg(1), Kind::Drop)).collect();
+        let led = osd.pgs.get_mut(&pg(1)).unwrap();
+        (led.state, led.activated) = (State::Active, true);
+        // Two are ours, one is of another member.
+        let other = 1 - led.own;
+        led.drops = drops.iter().copied().zip([led.own, other, led.own]).collect();
+        led.local_mutations = 2;
+        for own in [drops[0], drops[2]] {
+            osd.ops.get_mut(own).unwrap().local = Local::Mutation;
+        }
+        let named = |index| ObjectId { pool: pg(1).pool, lineage: LayerId(1), layer: LayerId(1), index, part: 0 };
+        let object = (0..).map(named).find(|object| osd.pgs[&pg(1)].scope().contains(object)).unwrap();
+        // Nothing is stored there: it is answered as soon as it is begun.
+        let op = RequestOp::Zero(SectorRange::new(0, 1));
+        let request = Request { seq: 1, floor: 1, epoch: Epoch(2), only_in_epoch: false, pg: 1, object, op };
+        osd.handle_request(&mut shard, LinkId(9), ClientId(7), request);
+        let state = |osd: &Osd| (osd.pgs[&pg(1)].waiting.len(), osd.held_requests());
+        assert_eq!(state(&osd), (1, 1));
+        osd.handle_local(10_001, &mut shard, drops[0].0, ShardOutcome::Done);
+        assert_eq!(state(&osd), (1, 1), "there is another");
+        osd.handle_local(10_002, &mut shard, drops[2].0, ShardOutcome::Done);
+        assert_eq!(state(&osd), (0, 0), "what others drop is not remembered here");
+        osd.check_invariants();
+    }
+}
