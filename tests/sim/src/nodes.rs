@@ -22,7 +22,7 @@ const SLOW_MS: u64 = 50;
 /// What a device cannot do, apart from writing data.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Broken {
-    /// Reading anything.
+    /// Reading while the store opens.
     Reads,
     /// Writing metadata; of what fails, parts are written.
     Metadata,
@@ -76,6 +76,8 @@ pub struct OsdRun {
     pub suspects: Vec<Member>,
     /// Device operations under way.
     pub device_ops: u32,
+    /// The device could not do something, apart from writing data: the store may have to give up.
+    pub is_broken: bool,
 }
 
 impl OsdNode {
@@ -127,6 +129,7 @@ impl OsdNode {
             told: Watching::default(),
             suspects: Vec::new(),
             device_ops: 0,
+            is_broken: false,
         });
     }
 }

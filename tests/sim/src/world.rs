@@ -79,7 +79,7 @@ pub(crate) enum Done {
     Write { ticket: u64 },
     Flush { covered: Vec<u64> },
     Discard,
-    Failed,
+    Failed { read: bool },
 }
 
 /// How a run went.
@@ -497,7 +497,7 @@ impl World {
             let now = self.millis_of(osd);
             let Some(run) = &mut self.osds[osd].run else { return };
             if let StoreState::Failed(why) = run.store.state() {
-                if self.osds[osd].broken_until > 0 {
+                if run.is_broken {
                     return self.crash_osd(osd, false);
                 }
                 return self.fail(format!("the store of osd {} failed: {why}", osd + 1));
@@ -565,15 +565,19 @@ impl World {
         self.tickets += 1;
         let ticket = self.tickets;
         let fails = self.osds[osd].failing_until > self.now && self.is_data(osd, &request.op) && self.rng.below(4) > 0;
-        let fails = fails || self.is_broken_for(osd, &request.op) && self.rng.one_in(2);
-        let OsdNode { disk, broken, .. } = &mut self.osds[osd];
+        let breaks = self.is_broken_for(osd, &request.op) && self.rng.one_in(2);
+        let OsdNode { disk, broken, run, .. } = &mut self.osds[osd];
+        if let Some(run) = run {
+            run.device_ops += 1;
+            run.is_broken |= breaks;
+        }
         let done = match request.op {
-            DeviceOp::Write { offset, data } if fails && *broken == Broken::Metadata => {
+            DeviceOp::Write { offset, data } if breaks && *broken == Broken::Metadata => {
                 let bytes: Vec<u8> = data.iter().flat_map(|piece| piece.iter().copied()).collect();
                 disk.write_in_part(&mut self.rng, ticket, offset, &bytes);
-                Done::Failed
+                Done::Failed { read: false }
             }
-            _ if fails => Done::Failed,
+            _ if fails || breaks => Done::Failed { read: matches!(request.op, DeviceOp::Read { .. }) },
             DeviceOp::Read { offset, len } => Done::Read { offset, len },
             DeviceOp::Write { offset, data } => {
                 let bytes: Vec<u8> = data.iter().flat_map(|piece| piece.iter().copied()).collect();
@@ -584,9 +588,6 @@ impl World {
             DeviceOp::Discard { .. } => Done::Discard,
         };
         let life = self.osds[osd].life;
-        if let Some(run) = &mut self.osds[osd].run {
-            run.device_ops += 1;
-        }
         self.after(latency, Event::Device { osd, life, token: request.token, done });
     }
 
@@ -611,7 +612,8 @@ impl World {
                 DeviceResult::Done(Ok(()))
             }
             Done::Discard => DeviceResult::Done(Ok(())),
-            Done::Failed => DeviceResult::Done(Err(DeviceError(5))),
+            Done::Failed { read: true } => DeviceResult::Read(Err(DeviceError(5))),
+            Done::Failed { read: false } => DeviceResult::Done(Err(DeviceError(5))),
         };
         run.device_ops -= 1;
         run.store.handle_device(token, result);
@@ -622,7 +624,8 @@ impl World {
         let node = &self.osds[osd];
         node.broken_until > self.now
             && match (op, node.broken) {
-                (DeviceOp::Read { .. }, Broken::Reads) | (DeviceOp::Flush, Broken::Flushes) => true,
+                (DeviceOp::Read { .. }, Broken::Reads) => node.run.as_ref().is_some_and(|run| !run.store.is_running()),
+                (DeviceOp::Flush, Broken::Flushes) => true,
                 (DeviceOp::Write { .. }, Broken::Metadata) => !self.is_data(osd, op),
                 _ => false,
             }
@@ -715,8 +718,7 @@ impl World {
         self.net.heal();
         for osd in 0..self.osds.len() {
             self.osds[osd].full_until = 0;
-            // Only what is under way may still fail.
-            self.osds[osd].broken_until = self.osds[osd].broken_until.min(self.now);
+            self.osds[osd].broken_until = 0;
             // Hangs end by themselves, as messages that wait for their end must not be overtaken.
             (self.osds[osd].slow_until, self.osds[osd].failing_until) = (0, 0);
             self.osds[osd].state_cut_until = 0;

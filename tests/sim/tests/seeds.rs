@@ -18,7 +18,6 @@ fn what_failed_once_holds() {
         (134, &[Fault::Errors]),
         (185, &[Fault::Errors]),
         (502_012, &[Fault::Errors]),
-        (2_178, &[Fault::Broken, Fault::Full]),
         (178, &[Fault::Pgs]),
     ] {
         sim::world::run(seed, often, false).unwrap_or_else(|why| panic!("{often:?}: {why}"));

@@ -669,11 +669,34 @@ mod tests {
     use cluster_proto::ids::ClientId;
     use cluster_proto::layout::SectorRange;
     use cluster_proto::link::LinkId;
+    use cluster_proto::status::Status;
     use cluster_proto::wire::{Request, RequestOp};
 
     use super::super::split::tests::{hear, member_of_one, pg};
     use super::*;
-    use crate::op::Local;
+    use crate::latency::OpClass;
+    use crate::op::{Local, Op};
+
+    #[test]
+    fn what_is_queued_behind_a_change_that_failed_is_not_carried_out() {
+        let (mut osd, mut shard) = member_of_one();
+        hear(&mut osd, &mut shard, 1, (2, 2), 2);
+        while osd.poll_output().is_some() {}
+        let change = |class| Op { class, local: Local::Mutation, ..Op::new(0, pg(1), Kind::Orphan) };
+        let [failed, behind] = [(); 2].map(|()| osd.ops.insert(change(OpClass::Write)));
+        let other = osd.ops.insert(change(OpClass::Other));
+        osd.pgs.get_mut(&pg(1)).unwrap().local_mutations = 3;
+        for op in [behind, other] {
+            osd.outputs.push_back(Output::Local { tag: op.0, op: ShardOp::Sync });
+        }
+        osd.handle_local(10_001, &mut shard, failed.0, ShardOutcome::Failed(Status::NoSpace));
+        let left: Vec<_> = std::iter::from_fn(|| osd.poll_output()).collect();
+        let is_other = |output: &Output| matches!(output, Output::Local { tag, .. } if *tag == other.0);
+        assert_eq!(left.iter().filter(|output| matches!(output, Output::Local { .. })).count(), 1, "{left:?}");
+        assert!(left.iter().any(is_other), "what is no change of a client goes on");
+        assert!(osd.ops.get_mut(behind).is_none(), "it has ended");
+        assert_eq!(osd.pgs[&pg(1)].local_mutations, 1);
+    }
 
     #[test]
     fn changes_wait_until_our_own_store_has_dropped_what_does_not_count() {
