@@ -183,7 +183,7 @@ impl Client {
         let is_ready = out.ready().is_some();
         match message {
             Message::Reply(reply) if is_ready => self.handle_reply(link, reply),
-            Message::Pong if is_ready => out.handle_pong(),
+            Message::Pong { .. } if is_ready => out.handle_pong(),
             Message::Welcome(welcome) if !is_ready => self.handle_welcome(link, &welcome),
             Message::Refuse(why) => self.give_up(link, Some(why)),
             _ => self.give_up(link, None),

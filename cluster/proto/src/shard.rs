@@ -475,6 +475,13 @@ pub struct Space {
     pub objects: u64,
 }
 
+impl Space {
+    /// What is left of the data area. Bytes.
+    pub fn free(self) -> u64 {
+        self.total.saturating_sub(self.used)
+    }
+}
+
 /// What can be asked of a store's memory at once, without I/O. Answers describe what was reported: ops submitted but
 /// not completed are not in them.
 pub trait ShardIndex {

@@ -411,8 +411,8 @@ fn channels_go_on_sealed_from_the_introduction_without_losing_a_byte() {
     assert_eq!(theirs.decode(&mut arrived), Ok(Some(Message::Ping)));
     assert_eq!(theirs.decode(&mut arrived), Ok(None));
     to_us.clear();
-    theirs.encode(&Message::Pong, &mut to_us);
-    assert_eq!(ours.decode(&mut &to_us[..]), Ok(Some(Message::Pong)));
+    theirs.encode(&Message::Pong { free_bytes: 7 }, &mut to_us);
+    assert_eq!(ours.decode(&mut &to_us[..]), Ok(Some(Message::Pong { free_bytes: 7 })));
 }
 
 #[test]
@@ -527,7 +527,7 @@ proptest! {
     #[test]
     fn sealed_messages_survive_any_fragmentation(cuts in prop::collection::vec(1usize..3000, 1..40)) {
         let [(mut sealer, mut decoder), _] = sealed();
-        let messages = [Message::Ping, reply(8192), Message::Pong, reply(300 << 10), Message::Ping];
+        let messages = [Message::Ping, reply(8192), Message::Pong { free_bytes: 7 }, reply(300 << 10), Message::Ping];
         let mut bytes = Vec::new();
         messages.iter().for_each(|message| put(Some(&mut sealer), message, &mut bytes));
         let (mut rest, mut got, mut cuts) = (&bytes[..], Vec::new(), cuts.into_iter().cycle());

@@ -78,7 +78,7 @@ fn samples() -> Vec<Message> {
         Message::Proof(Proof([8; 32])),
         Message::Refuse(Refusal::Cluster),
         Message::Ping,
-        Message::Pong,
+        Message::Pong { free_bytes: 1 << 40 },
         request(RequestOp::Read(two)),
         request(RequestOp::Write { sectors: two, data: data.clone(), crcs: crcs.clone() }),
         request(RequestOp::Zero(two)),

@@ -1,13 +1,14 @@
-//! Members that do not keep to reason: what they can make an OSD hold is bounded.
+//! Members that do not keep to reason: what they can make an OSD hold is bounded. And members that were full.
 
 use crate::testing::Empty;
+use crate::write::Need;
 use crate::{Osd, OsdOptions, Output};
 use cluster_proto::Uuid;
 use cluster_proto::ids::{Epoch, Incarnation, LayerId, ObjectId, OsdId, PgId, PoolId, Version};
 use cluster_proto::limits::{EARLY_QUERIES_MAX, PG_HEADS_MAX, WIRE_HEADS_MAX};
 use cluster_proto::link::{Identity, LinkId, Outgoing};
 use cluster_proto::map::{Member, OsdState, PgMap, PoolConfig, keys};
-use cluster_proto::shard::ObjectHead;
+use cluster_proto::shard::{ObjectHead, Space};
 use cluster_proto::wire::{Message, Nonce, PeerInfo, PeerObjects, PeerQuery, Role};
 
 const CLUSTER: Uuid = Uuid::from_u128(7);
@@ -139,4 +140,17 @@ fn a_list_without_end_fails_the_round() {
     let of = |output| if let Output::Notice(text) = output { Some(text) } else { None };
     let told = outputs(&mut osd).into_iter().find_map(of);
     assert!(told.is_some_and(|text| text.contains("osd 2 lists more than 2097152 objects")));
+}
+
+#[test]
+fn a_member_that_was_full_is_written_to_again_once_it_has_space() {
+    let mut osd = osd(1);
+    let (link, query) = listing(&mut osd);
+    let mut shard = Empty { space: Space { total: 1 << 30, ..Space::default() }, ..Empty::default() };
+    let has_space = |osd: &Osd, shard: &Empty| osd.has_space(shard, query.pg, Need::ForGood(4096));
+    assert!(!has_space(&osd, &shard), "it said so when it was asked for its digests");
+    osd.handle_message(0, &mut shard, link, Message::Pong { free_bytes: 1 << 29 });
+    assert!(has_space(&osd, &shard));
+    osd.handle_message(0, &mut shard, link, Message::Pong { free_bytes: 1 << 20 });
+    assert!(!has_space(&osd, &shard), "somebody else filled it");
 }

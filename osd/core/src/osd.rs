@@ -445,7 +445,7 @@ impl Osd {
             (Caller::Unknown { .. }, message) => self.introduce(link, &message),
             (Caller::Client(_) | Caller::Osd(..), Message::Ping) => {
                 self.links.grant(link, now);
-                self.send(link, Message::Pong);
+                self.send(link, Message::Pong { free_bytes: shard.space().free() });
             }
             (Caller::Client(client), Message::Request(request)) => {
                 self.handle_request(shard, link, client, request);
@@ -475,8 +475,10 @@ impl Osd {
                 false
             }
             _ if !is_ready => false,
-            Message::Pong => {
+            Message::Pong { free_bytes } => {
                 out.handle_pong();
+                // Who was full is not asked to write, so that nothing else would tell when it is no longer.
+                self.free_bytes.insert(osd, free_bytes);
                 true
             }
             Message::Deposed(deposed) => {

@@ -65,9 +65,7 @@ impl Osd {
     }
 
     fn sub_reply(&mut self, shard: &dyn ShardIndex, link: LinkId, id: u64, outcome: ShardOutcome) {
-        let space = shard.space();
-        let free_bytes = space.total.saturating_sub(space.used);
-        self.send(link, Message::SubReply(SubReply { id, outcome, free_bytes }));
+        self.send(link, Message::SubReply(SubReply { id, outcome, free_bytes: shard.space().free() }));
     }
 
     /// A primary begins a round. If our map is behind, the query waits for it.
@@ -157,10 +155,9 @@ impl Osd {
         let Some(held) = pg.take_drained_query() else { return };
         let lease_ms = self.lease_left(now, pg_id, held.from) as u32;
         let digests = Box::new(shard.digests(scope));
-        let space = shard.space();
-        let free_bytes = space.total.saturating_sub(space.used);
         self.links.grant(held.link, now);
-        let info = PeerInfo { query: held.query, digests, free_bytes, lease_ms, parts: shard.parts(scope) };
+        let parts = shard.parts(scope);
+        let info = PeerInfo { query: held.query, digests, free_bytes: shard.space().free(), lease_ms, parts };
         self.send(held.link, Message::PeerInfo(info));
     }
 

@@ -9,6 +9,8 @@ use cluster_proto::shard::{Allocation, Buckets, Digests, ObjectHead, RequestStat
 pub(crate) struct Empty {
     /// What pools were told to have, at most.
     pub pg_count: u32,
+    /// What it says of its space.
+    pub space: Space,
 }
 
 impl ShardIndex for Empty {
@@ -41,6 +43,6 @@ impl ShardIndex for Empty {
         0
     }
     fn space(&self) -> Space {
-        Space::default()
+        self.space
     }
 }

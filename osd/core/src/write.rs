@@ -137,8 +137,7 @@ impl Osd {
         let Some(pg) = self.pgs.get(&pg) else { return false };
         let own = self.options.id;
         let mut others = pg.map().members().map(|(_, member)| member.osd).filter(|osd| *osd != own);
-        enough(space.total - space.used.min(space.total))
-            && others.all(|osd| self.free_bytes.get(&osd).is_none_or(|free| enough(*free)))
+        enough(space.free()) && others.all(|osd| self.free_bytes.get(&osd).is_none_or(|free| enough(*free)))
     }
 }
 

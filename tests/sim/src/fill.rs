@@ -20,15 +20,16 @@ impl World {
     pub(crate) fn fill(&mut self, osd: usize) {
         let until = self.now + self.rng.range(100_000, 5_000_000);
         let (left, to_the_last) = (self.rng.below(32), self.rng.one_in(2));
+        // What cannot be written is not used again until the process ends: nearly all of the disk would be.
+        let fails = self.osds[osd].failing_until > self.now;
         let Some(run) = &mut self.osds[osd].run else { return };
-        if !run.store.is_running() {
+        if fails || !run.store.is_running() {
             return;
         }
         self.osds[osd].full_until = until;
         self.note(|| format!("osd {} is full until {until}, to the last sectors: {to_the_last}", osd + 1));
         let Some(run) = &mut self.osds[osd].run else { return };
-        let space = run.store.space();
-        let mut wanted = (space.total.saturating_sub(space.used) / SECTOR as u64).saturating_sub(left);
+        let mut wanted = (run.store.space().free() / SECTOR as u64).saturating_sub(left);
         while wanted > 0 {
             let count = wanted.min(PIECE);
             wanted -= count;

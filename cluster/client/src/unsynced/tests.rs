@@ -150,7 +150,7 @@ impl Scene {
             self.now += 100;
             self.client.handle_timeout(self.now);
             self.take_outputs();
-            self.client.handle_message(self.now, self.link, Message::Pong);
+            self.client.handle_message(self.now, self.link, Message::Pong { free_bytes: 0 });
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Messages to bytes and back.
 
 use buffer::{Buffer, BufferMut};
+use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::codec::{DecodeError, Reader, put};
@@ -52,7 +53,7 @@ fn kind(message: &Message) -> u8 {
         Message::Welcome(_) => 2,
         Message::Refuse(_) => 3,
         Message::Ping => 4,
-        Message::Pong => 5,
+        Message::Pong { .. } => 5,
         Message::Proof(_) => 6,
         Message::Request(_) => 10,
         Message::Reply(_) => 11,
@@ -91,7 +92,8 @@ fn put_body<'a>(message: &'a Message, out: &mut Vec<u8>) -> Payload<'a> {
         Message::PeerList(m) => m.put(out),
         Message::PeerObjects(m) => m.put(out),
         Message::Deposed(m) => m.put(out),
-        Message::Ping | Message::Pong => {}
+        Message::Pong { free_bytes } => out.extend_from_slice(&free_bytes.to_le_bytes()),
+        Message::Ping => {}
     }
     None
 }
@@ -306,7 +308,7 @@ fn read_body(header: &RawHeader, body: &[u8], data: Buffer, crcs: Crcs) -> Resul
         2 => Message::Welcome(Welcome::read(&mut r)?),
         3 => Message::Refuse(Refusal::read(&mut r)?),
         4 => Message::Ping,
-        5 => Message::Pong,
+        5 => Message::Pong { free_bytes: r.take::<U64>("free bytes")?.get() },
         6 => Message::Proof(Proof::read(&mut r)?),
         10 => Message::Request(Request::read(id, &mut r, data, crcs)?),
         11 => Message::Reply(Reply::read(id, &mut r, data, crcs)?),

@@ -56,5 +56,8 @@ pub enum Message {
     /// Are you there?
     Ping,
     /// Yes.
-    Pong,
+    Pong {
+        /// What is free in the store of the OSD that answers. Bytes.
+        free_bytes: u64,
+    },
 }
