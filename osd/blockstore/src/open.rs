@@ -45,6 +45,17 @@ pub enum OpenError {
     /// The log has lost something that was durable.
     #[error("{0}: remove this OSD and let the cluster restore its data elsewhere")]
     Log(#[from] LogDamage),
+    /// Data of one of the last entries of the log cannot be read.
+    #[error(
+        "the data of log entry {lsn} cannot be read ({error}), so nobody can tell whether it is one that was acknowledged: \
+         start again; if that does not help, remove this OSD and let the cluster restore its data elsewhere"
+    )]
+    Unreadable {
+        /// Number of the entry.
+        lsn: u64,
+        /// What the device said.
+        error: DeviceError,
+    },
     /// Two objects claim one sector.
     #[error("sector {0} belongs to two objects: remove this OSD and let the cluster restore its data elsewhere")]
     SectorOwnedTwice(u64),
@@ -132,7 +143,7 @@ impl Store {
                     self.open_superblock(found);
                 }
             }
-            (OpenRead::Data { entry, extent }, Step::Verify(_), result) => self.verify_done(entry, extent, result.ok()),
+            (OpenRead::Data { entry, extent }, Step::Verify(_), result) => self.verify_done(entry, extent, result),
             (_, _, Err(error)) => self.fail_io("opening the store", error),
             (OpenRead::Headers { from }, Step::Headers { bytes, left }, Ok(read)) => {
                 bytes[from..from + read.len()].copy_from_slice(&read);

@@ -2,7 +2,7 @@
 
 mod support;
 
-use blockstore::{Durability, Geometry, LogDamage, OpenError, StoreState};
+use blockstore::{DeviceError, Durability, Geometry, LogDamage, OpenError, StoreState};
 use cluster_proto::shard::{Origin, ShardIndex, ShardOp, ShardOutcome};
 use cluster_proto::{SectorRange, Status, Version};
 use support::device::{Device, Fate, Unsafe};
@@ -212,6 +212,22 @@ fn data_mismatch() {
     d.issue();
     let again = reopen(cut(&d, |g, w| !is_data(g, w)));
     assert_eq!((version(&again, 0), version(&again, 1), again.store.stats().cut), (1, 0, 2));
+}
+
+/// What cannot be read may be whole, and acknowledged: it must not be taken for what a power cut tore.
+#[test]
+fn unreadable() {
+    let mut d = fresh();
+    assert_eq!(d.call(put(0, 1)), ShardOutcome::Done);
+    let (g, device) = (geometry(&d), cut(&d, |_, _| true));
+    let mut broken = device.clone();
+    broken.bad_ranges.push(g.data_offset..g.data_offset + BLOCK);
+    let mut refused = Driver::start(broken, 1);
+    refused.run();
+    assert_eq!(refused.store.state(), StoreState::Failed(OpenError::Unreadable { lsn: 1, error: DeviceError(5) }));
+    let mut again = reopen(device);
+    let read = again.call(ShardOp::Read { object: object(0), sectors: SectorRange::new(0, 1) });
+    assert!(matches!(read, ShardOutcome::Read { version: Version(1), .. }), "nothing was given up meanwhile");
 }
 
 #[test]

@@ -57,7 +57,7 @@ impl FaultPlan {
             Fault::Rot => self.rot,
             Fault::State => self.state,
             Fault::Client => self.clients,
-            Fault::Slow | Fault::Scrub | Fault::Errors | Fault::Broken | Fault::Full => true,
+            Fault::Slow | Fault::Scrub | Fault::Errors | Fault::Reads | Fault::Broken | Fault::Full => true,
             Fault::Hang | Fault::Lonely => self.hangs,
             Fault::Move => self.moves,
             Fault::Pgs => self.splits,
@@ -86,6 +86,8 @@ pub enum Fault {
     Slow,
     /// A disk cannot write most of what it is given. Only if asked for.
     Errors,
+    /// A disk cannot read half of its data. Only if asked for.
+    Reads,
     /// A disk cannot read, flush, or write its metadata: its process ends. Only if asked for.
     Broken,
     /// A store has no space left. Only if asked for.
@@ -178,6 +180,12 @@ fn happen(world: &mut World, fault: Fault) {
             let until = world.now + world.rng.range(10_000, 1_000_000);
             world.osds[which].failing_until = until;
             world.note(|| format!("writes to the disk of osd {} fail until {until}", which + 1));
+        }
+        Fault::Reads => {
+            let which = any_osd(world);
+            let until = world.now + world.rng.range(10_000, 2_000_000);
+            world.osds[which].unreadable_until = until;
+            world.note(|| format!("reads from the disk of osd {} fail until {until}", which + 1));
         }
         Fault::Broken => {
             let which = any_osd(world);

@@ -44,6 +44,8 @@ pub struct OsdNode {
     pub slow_until: Micros,
     /// Until then most writes of data fail.
     pub failing_until: Micros,
+    /// Until then half of all reads of data fail.
+    pub unreadable_until: Micros,
     /// Until then other operations of the device fail, some of which.
     pub broken_until: Micros,
     /// Which.
@@ -100,6 +102,7 @@ impl OsdNode {
             run: None,
             slow_until: 0,
             failing_until: 0,
+            unreadable_until: 0,
             broken_until: 0,
             broken: Broken::Reads,
             full_until: 0,

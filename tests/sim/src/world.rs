@@ -147,6 +147,8 @@ pub struct World {
     /// Shards were made not to fit each other.
     pub(crate) is_spoilt: bool,
     calm: bool,
+    /// A disk could not read data: clients may have been told so.
+    reads_failed: bool,
     answered: u64,
     crashes: u64,
     repaired: u64,
@@ -234,6 +236,7 @@ impl World {
             rot_target: rng.below(u64::from(osd_count)) as usize,
             is_spoilt: false,
             calm: false,
+            reads_failed: false,
             answered: 0,
             crashes: 0,
             repaired: 0,
@@ -272,6 +275,8 @@ impl World {
         let limit = self.now + REST_LIMIT;
         let all_answered = |w: &World| w.clients.iter().all(|c| c.pending.is_empty());
         self.run_until(limit, all_answered).map_err(|e| format!("operations are never answered: {e}"))?;
+        // From here on everything can be read again, and nothing may be lost.
+        self.reads_failed = false;
         self.flush_everything();
         self.run_until(limit, all_answered).map_err(|e| format!("the final flushes are never answered: {e}"))?;
         self.read_everything();
@@ -564,12 +569,17 @@ impl World {
         let latency = if slow { self.rng.range(1_000, 80_000) } else { self.rng.range(20, 2_000) };
         self.tickets += 1;
         let ticket = self.tickets;
-        let fails = self.osds[osd].failing_until > self.now && self.is_data(osd, &request.op) && self.rng.below(4) > 0;
+        let is_read = matches!(request.op, DeviceOp::Read { .. });
+        let fails = match is_read {
+            true => self.osds[osd].unreadable_until > self.now && self.is_data(osd, &request.op) && self.rng.one_in(2),
+            false => self.osds[osd].failing_until > self.now && self.is_data(osd, &request.op) && self.rng.below(4) > 0,
+        };
+        self.reads_failed |= fails && is_read;
         let breaks = self.is_broken_for(osd, &request.op) && self.rng.one_in(2);
         let OsdNode { disk, broken, run, .. } = &mut self.osds[osd];
         if let Some(run) = run {
             run.device_ops += 1;
-            run.is_broken |= breaks;
+            run.is_broken |= breaks || fails && is_read && !run.store.is_running();
         }
         let done = match request.op {
             DeviceOp::Write { offset, data } if breaks && *broken == Broken::Metadata => {
@@ -577,7 +587,7 @@ impl World {
                 disk.write_in_part(&mut self.rng, ticket, offset, &bytes);
                 Done::Failed { read: false }
             }
-            _ if fails || breaks => Done::Failed { read: matches!(request.op, DeviceOp::Read { .. }) },
+            _ if fails || breaks => Done::Failed { read: is_read },
             DeviceOp::Read { offset, len } => Done::Read { offset, len },
             DeviceOp::Write { offset, data } => {
                 let bytes: Vec<u8> = data.iter().flat_map(|piece| piece.iter().copied()).collect();
@@ -631,11 +641,12 @@ impl World {
             }
     }
 
-    /// Whether this writes data, not metadata.
+    /// Whether this reads or writes data, not metadata.
     fn is_data(&self, osd: usize, op: &DeviceOp) -> bool {
         let superblock = self.osds[osd].run.as_ref().and_then(|run| run.store.superblock());
         let first = superblock.map(|superblock| superblock.geometry.sector_offset(0));
-        matches!((op, first), (DeviceOp::Write { offset, .. }, Some(first)) if *offset >= first)
+        let (DeviceOp::Read { offset, .. } | DeviceOp::Write { offset, .. }) = op else { return false };
+        first.is_some_and(|first| *offset >= first)
     }
 
     // ---- state store: see state.rs
@@ -718,7 +729,7 @@ impl World {
         self.net.heal();
         for osd in 0..self.osds.len() {
             self.osds[osd].full_until = 0;
-            self.osds[osd].broken_until = 0;
+            (self.osds[osd].unreadable_until, self.osds[osd].broken_until) = (0, 0);
             // Hangs end by themselves, as messages that wait for their end must not be overtaken.
             (self.osds[osd].slow_until, self.osds[osd].failing_until) = (0, 0);
             self.osds[osd].state_cut_until = 0;

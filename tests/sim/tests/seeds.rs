@@ -19,6 +19,8 @@ fn what_failed_once_holds() {
         (185, &[Fault::Errors]),
         (502_012, &[Fault::Errors]),
         (178, &[Fault::Pgs]),
+        (7, &[Fault::Reads, Fault::Move]),
+        (9, &[Fault::Reads, Fault::Pgs]),
     ] {
         sim::world::run(seed, often, false).unwrap_or_else(|why| panic!("{often:?}: {why}"));
     }

@@ -38,6 +38,8 @@ pub enum EntryFate {
     Verified,
     /// Above it, and its data is something else: the log is cut before it.
     DataMismatch,
+    /// Above it, and its data cannot be read: refused.
+    Unreadable,
     /// Its data could not be written and lies where a later entry says: judged there.
     Relocated,
     /// A later entry takes it back: skipped.

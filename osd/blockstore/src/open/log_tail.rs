@@ -9,6 +9,7 @@ use cluster_proto::crc::first_mismatch;
 use super::{OpenError, OpenRead, Step};
 use crate::allocator::Allocator;
 use crate::commit::{Commit, execute, execute_requests};
+use crate::device::DeviceError;
 use crate::format::checkpoint::SlotHeader;
 use crate::format::log::Lsn;
 use crate::geometry::BLOCK;
@@ -40,8 +41,16 @@ pub(super) struct VerifyStep {
     /// Next entry to be looked at.
     next: usize,
     in_flight: u32,
-    first_bad: Option<usize>,
+    first_bad: Option<Bad>,
     checkpoint_lsn_max: Lsn,
+}
+
+/// An entry with which the log may end.
+#[derive(Clone, Copy)]
+struct Bad {
+    entry: usize,
+    /// Its data is not what it should be, or (the error) nobody can tell.
+    unreadable: Option<DeviceError>,
 }
 
 pub(super) enum RecoverStep {
@@ -186,7 +195,7 @@ impl Store {
         loop {
             let Some(opening) = &self.opening else { return };
             let Step::Verify(step) = &opening.step else { return };
-            let end = step.first_bad.unwrap_or(step.tail.len());
+            let end = step.first_bad.map_or(step.tail.len(), |bad| bad.entry);
             if step.next >= end {
                 if step.in_flight == 0 {
                     self.verify_finish();
@@ -215,7 +224,7 @@ impl Store {
         }
     }
 
-    pub(super) fn verify_done(&mut self, entry: usize, extent: usize, read: Option<BufferMut>) {
+    pub(super) fn verify_done(&mut self, entry: usize, extent: usize, read: Result<BufferMut, DeviceError>) {
         let Some(opening) = &mut self.opening else { return };
         let Step::Verify(step) = &mut opening.step else { return };
         step.in_flight -= 1;
@@ -224,9 +233,12 @@ impl Store {
         let first: usize = counts.clone().take(extent).sum();
         let count = counts.clone().nth(extent).unwrap_or(0);
         let crcs = &change.crcs[first..first + count];
-        let is_good = read.is_some_and(|r| r.len() == count * SECTOR && first_mismatch(&r, crcs).is_none());
-        if !is_good {
-            step.first_bad = Some(step.first_bad.map_or(entry, |bad| bad.min(entry)));
+        let is_good = |read: &BufferMut| read.len() == count * SECTOR && first_mismatch(read, crcs).is_none();
+        if !read.as_ref().is_ok_and(is_good) {
+            // Of one entry, a part that surely is not there counts more than one that cannot be read.
+            let found = Bad { entry, unreadable: read.err() };
+            let place = |bad: &Bad| (bad.entry, bad.unreadable.is_some());
+            step.first_bad = step.first_bad.into_iter().chain([found]).min_by_key(place);
         }
         self.verify_more();
     }
@@ -236,7 +248,10 @@ impl Store {
         let placeholder = Step::Recover(RecoverStep::Trim);
         let Step::Verify(step) = std::mem::replace(&mut opening.step, placeholder) else { return };
         self.opening = Some(opening);
-        let kept = step.first_bad.unwrap_or(step.tail.len());
+        if let Some(Bad { entry, unreadable: Some(error) }) = step.first_bad {
+            return self.fail(OpenError::Unreadable { lsn: step.tail[entry].lsn.0, error });
+        }
+        let kept = step.first_bad.map_or(step.tail.len(), |bad| bad.entry);
         let cut = step.tail.len() - kept;
         let end = Lsn(step.replay.end_lsn().0 - cut as u64);
         if let Err(damage) = step.replay.check_end(end, step.checkpoint_lsn_max) {
