@@ -1,6 +1,7 @@
 //! The OSD daemon: the thin driver that turns [`osd_core::Osd`], [`blockstore::Store`] and
 //! [`cluster_io::Reactor`] into a running OSD.
 //!
+//! - [`divide`] makes partitions for several OSDs of one drive;
 //! - [`prepare()`] makes an empty store of a file or block device;
 //! - [`spawn`] runs an OSD on it: one thread, `osd-N`, for the data path (`shard`), and one tokio task for its place in
 //!   the cluster (`control`: registration, cluster state, activation records, statistics);
@@ -15,6 +16,7 @@ mod connections;
 mod content;
 mod control;
 pub mod device;
+mod divide;
 mod error;
 mod handle;
 mod identity;
@@ -25,6 +27,7 @@ mod options;
 mod prepare;
 mod shard;
 
+pub use divide::{Divided, divide};
 pub use error::{Error, ErrorKind};
 pub use handle::{End, OsdHandle, spawn};
 pub use identity::{Identity, identify};

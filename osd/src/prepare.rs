@@ -53,7 +53,7 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared, Error> {
     }
 }
 
-fn failed(path: &Path, what: &str, error: &io::Error) -> Error {
+pub(crate) fn failed(path: &Path, what: &str, error: &io::Error) -> Error {
     Error::new(ErrorKind::System, format!("cannot {what} {}: {error}", path.display()))
 }
 
@@ -91,7 +91,8 @@ fn create_as(path: &Path, bytes: u64, options: &PrepareOptions) -> Result<Prepar
 /// Formats what exists, if nothing is on it or the caller insists.
 fn overwrite(options: &PrepareOptions, is_block_device: bool) -> Result<Prepared, Error> {
     let path = &options.path;
-    let mut file = open_exclusively(path, is_block_device)?;
+    let mut file = open(path, if is_block_device { O_EXCL } else { 0 })?;
+    lock(&file, path)?;
     let found = find_content(&mut file).map_err(|e| failed(path, "read", &e))?;
     if let Some(found) = found.filter(|_| !options.force) {
         let text = format!(
@@ -108,21 +109,26 @@ fn overwrite(options: &PrepareOptions, is_block_device: bool) -> Result<Prepared
     write_format(&file, bytes, options)
 }
 
-fn open_exclusively(path: &Path, is_block_device: bool) -> Result<File, Error> {
-    /// On a block device, without `O_CREAT`: not while it is mounted.
-    const O_EXCL: i32 = 0o200;
-    let locked = |why: &str| Error::new(ErrorKind::Locked, format!("cannot use {}: {why}", path.display()));
-    let mut how = OpenOptions::new();
-    how.read(true).write(true).custom_flags(if is_block_device { O_EXCL } else { 0 });
-    let file = how.open(path).map_err(|e| match e.kind() {
-        io::ErrorKind::ResourceBusy => locked("it is mounted or otherwise used by the system"),
+/// On a block device, without `O_CREAT`: not while it is mounted.
+pub(crate) const O_EXCL: i32 = 0o200;
+
+pub(crate) fn open(path: &Path, flags: i32) -> Result<File, Error> {
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(|e| match e.kind() {
+        io::ErrorKind::ResourceBusy => locked(path, "it is mounted or otherwise used by the system"),
         _ => failed(path, "open", &e),
-    })?;
+    })
+}
+
+pub(crate) fn lock(file: &File, path: &Path) -> Result<(), Error> {
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(locked("another process has it open; stop that first")),
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(locked(path, "another process has it open; stop that first")),
         Err(TryLockError::Error(e)) => Err(failed(path, "lock", &e)),
     }
+}
+
+fn locked(path: &Path, why: &str) -> Error {
+    Error::new(ErrorKind::Locked, format!("cannot use {}: {why}", path.display()))
 }
 
 fn write_format(file: &File, bytes: u64, options: &PrepareOptions) -> Result<Prepared, Error> {

@@ -4,7 +4,7 @@ pub mod node;
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
 use cluster_proto::{OsdId, PgId};
 
@@ -432,17 +432,21 @@ pub enum OsdCommand {
 }
 
 /// Options of `osd prepare`.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub struct OsdPrepare {
     /// The device or file.
     pub path: PathBuf,
     /// Size of the file, which is created, sparse, if it does not exist
     #[arg(long, value_name = "SIZE")]
     pub size: Option<Size>,
+    /// Divide the device into so many partitions, each for an OSD of its own (1 to 16): for drives that one thread does not use up
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=16))]
+    #[arg(conflicts_with_all = ["id", "size"])]
+    pub osds_per_device: u32,
     /// Number of the OSD [default: the next free one]
     #[arg(long, value_name = "N", value_parser = parse_osd)]
     pub id: Option<OsdId>,
-    /// Its share of the data, relative to the other OSDs [default: its size in TiB]
+    /// Its share of the data, relative to the other OSDs; of each, if the device is divided [default: its size in TiB]
     #[arg(long, value_name = "N")]
     pub weight: Option<f64>,
     /// Machine that it is in: copies go to different ones [default: this machine's name]

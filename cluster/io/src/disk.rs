@@ -6,8 +6,9 @@ use std::io::{self, Seek, SeekFrom};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::block_device::BlockDevice;
 use crate::takeover::patiently;
 use crate::{Error, ErrorKind};
 
@@ -156,26 +157,14 @@ fn is_in_memory(file: &File) -> io::Result<bool> {
 }
 
 fn device_info(meta: &Metadata, bytes: u64, direct: bool) -> DiskInfo {
-    let queue = queue_folder(meta.rdev());
-    let read = |name: &str| std::fs::read_to_string(queue.join(name)).unwrap_or_default().trim().to_owned();
+    let device = BlockDevice::new(meta.rdev());
     DiskInfo {
         bytes,
         is_block_device: true,
-        logical_block: read("logical_block_size").parse().unwrap_or(4096),
+        logical_block: device.logical_block(),
         // Unknown means: flush. Losing data costs more than time.
-        flush_needed: read("write_cache") != "write through",
+        flush_needed: device.queue("write_cache") != "write through",
         direct,
-        discard: read("discard_max_bytes").parse::<u64>().is_ok_and(|max| max > 0),
+        discard: device.queue("discard_max_bytes").parse::<u64>().is_ok_and(|max| max > 0),
     }
-}
-
-/// The queue attributes of a device; a partition has those of the whole disk.
-fn queue_folder(device: u64) -> PathBuf {
-    let device = PathBuf::from(format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device)));
-    let own = device.join("queue");
-    if own.is_dir() {
-        return own;
-    }
-    // The entry is a link into the whole disk's folder, so the parent has to be taken after following it.
-    std::fs::canonicalize(&device).ok().and_then(|d| Some(d.parent()?.join("queue"))).unwrap_or(own)
 }

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod entropy;
 pub mod secret;
 
+mod block_device;
 mod conn;
 mod disk;
 mod disk_op;
@@ -29,6 +30,7 @@ mod waker;
 
 pub use buffer;
 
+pub use block_device::{BlockDevice, Partition, reread_partitions};
 pub use disk::{DiskInfo, DiskOptions};
 pub use error::{Error, ErrorKind};
 pub use event::{ConnId, DiskId, Event, ListenerId, PeerAddr};

@@ -38,7 +38,7 @@ struct PreparedView {
     tags: Vec<String>,
 }
 
-/// Prepares an OSD.
+/// Prepares an OSD, or several that share a drive.
 pub async fn prepare(session: &Session, options: OsdPrepare, out: Output) -> Result<(), CliError> {
     let map = session.map().await?;
     let Some(cluster) = map.cluster.as_ref().map(|info| info.id) else { return session.require_cluster().await };
@@ -49,8 +49,33 @@ pub async fn prepare(session: &Session, options: OsdPrepare, out: Output) -> Res
     };
     let wanted = OsdConfig { weight: options.weight.unwrap_or(0.0), ..reserved.clone() };
     wanted.validate().map_err(|e| CliError::usage(format!("cannot prepare {}: {e}", options.path.display())))?;
+    if options.osds_per_device == 1 {
+        let view = prepare_one(session, &options, reserved, cluster).await?;
+        return out
+            .show(&view, |view| format!("{}; run it with 'blockyard osd run {}'", view.text(), view.path.display()));
+    }
+    let views = prepare_divided(session, &options, &reserved, cluster).await?;
+    out.show(&views, |views| {
+        let paths: Vec<_> = views.iter().map(|view| view.path.display().to_string()).collect();
+        let lines: String = views.iter().map(|view| view.text() + "\n").collect();
+        format!("{lines}run them in one process with 'blockyard osd run {}'", paths.join(" "))
+    })
+}
+
+impl PreparedView {
+    fn text(&self) -> String {
+        format!("prepared {} ({}) as OSD {}", self.path.display(), Size(self.bytes), self.id)
+    }
+}
+
+async fn prepare_one(
+    session: &Session,
+    options: &OsdPrepare,
+    reserved: OsdConfig,
+    cluster: Uuid,
+) -> Result<PreparedView, CliError> {
     let (id, revision) = reserve(session, options.id, &reserved).await?;
-    let prepared = match format(&options, id, cluster).await {
+    let prepared = match format(options, id, cluster).await {
         Ok(prepared) => prepared,
         Err(error) => {
             release(session, id, revision).await;
@@ -67,12 +92,35 @@ pub async fn prepare(session: &Session, options: OsdPrepare, out: Output) -> Res
             options.path.display()
         )));
     }
-    let (path, bytes, store) = (options.path, prepared.bytes, prepared.store);
-    let (host, tags) = (config.host, config.tags);
-    out.show(&PreparedView { id, path, bytes, store, weight, host, tags }, |view| {
-        let path = view.path.display();
-        format!("prepared {path} ({}) as OSD {id}; run it with 'blockyard osd run {path}'", Size(view.bytes))
-    })
+    let (path, bytes, store) = (options.path.clone(), prepared.bytes, prepared.store);
+    Ok(PreparedView { id, path, bytes, store, weight, host: config.host, tags: config.tags })
+}
+
+/// Divides a device and prepares what it is divided into.
+async fn prepare_divided(
+    session: &Session,
+    options: &OsdPrepare,
+    reserved: &OsdConfig,
+    cluster: Uuid,
+) -> Result<Vec<PreparedView>, CliError> {
+    let (path, count, force) = (options.path.clone(), options.osds_per_device, options.yes);
+    let divided = spawn_blocking(move || osd::divide(&path, count, force)).await;
+    let divided = divided.map_err(|e| CliError::failed(format!("dividing {} failed: {e}", options.path.display())))?;
+    let divided = divided.map_err(refused)?;
+    let mut views: Vec<PreparedView> = Vec::new();
+    for path in &divided.partitions {
+        // That nothing is lost here was seen to before the device was divided.
+        let options = OsdPrepare { path: path.clone(), yes: true, ..options.clone() };
+        match prepare_one(session, &options, reserved.clone(), cluster).await {
+            Ok(view) => views.push(view),
+            Err(error) => {
+                let made: String = views.iter().map(|view| format!("\n{}", view.text())).collect();
+                let (rest, advice) = (path.display(), "and those behind it can still be prepared, one by one");
+                return Err(CliError::new(error.exit, format!("{error}: {rest} {advice}{made}")));
+            }
+        }
+    }
+    Ok(views)
 }
 
 /// Takes a number. Returns it with the revision of its configuration.
@@ -126,12 +174,16 @@ async fn format(options: &OsdPrepare, id: OsdId, cluster: Uuid) -> Result<Prepar
     };
     let prepared = spawn_blocking(move || osd::prepare(&prepare)).await;
     let prepared = prepared.map_err(|e| CliError::failed(format!("preparing OSD {id} failed: {e}")))?;
-    prepared.map_err(|error| match error.kind() {
+    prepared.map_err(refused)
+}
+
+fn refused(error: osd::Error) -> CliError {
+    match error.kind() {
         ErrorKind::Occupied => CliError::new(Exit::Unconfirmed, format!("{error} with --yes")),
         ErrorKind::Locked => CliError::new(Exit::Conflict, error.to_string()),
-        ErrorKind::TooSmall | ErrorKind::Missing => CliError::usage(error.to_string()),
+        ErrorKind::TooSmall | ErrorKind::Missing | ErrorKind::Invalid => CliError::usage(error.to_string()),
         _ => CliError::failed(error.to_string()),
-    })
+    }
 }
 
 /// Gives the number back, if the store can be reached; else an OSD without weight stays.

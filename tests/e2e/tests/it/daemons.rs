@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use e2e::{Cluster, Fleet, FleetOptions, Nbd, Random, blockyard, eventually, have, limited, run, sample};
+use e2e::{Cluster, Done, Fleet, FleetOptions, Nbd, Random, blockyard, eventually, have, limited, run, sample, skip};
 use serde_json::{Value, json};
 
 const TOOLS: [&str; 3] = ["etcd", "etcdctl", "openssl"];
@@ -150,6 +152,93 @@ fn a_cluster_in_one_process_takes_osds_of_other_processes() {
         assert_eq!(cluster.status()["osds"]["up"], 3);
         osd.stop();
         cluster.blockyard(&["osd", "rm", "3"]).refused(7, &["OSD 3", "placement groups"]);
+        cluster.stop();
+    });
+}
+
+/// A block device that is a file.
+struct Loop(String);
+
+impl Loop {
+    /// `None`, loudly, where the system has none left to give.
+    fn of(file: &Path, bytes: u64) -> Option<Self> {
+        fs::File::create(file).and_then(|file| file.set_len(bytes)).unwrap();
+        let made = run("losetup", ["--partscan", "--find", "--show", file.to_str().unwrap()]);
+        if made.status != 0 {
+            skip(&format!("no loop device: {}", made.stderr.trim()));
+            return None;
+        }
+        Some(Self(made.stdout.trim().to_owned()))
+    }
+
+    /// Runs something that waits for the system to show new partitions. Not every kernel of a virtual machine can read a GPT.
+    fn while_partitions_are_added(&self, divide: impl FnOnce() -> Done) -> Done {
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    run("partx", ["--update", &self.0]);
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            });
+            let done = divide();
+            is_done.store(true, Ordering::Relaxed);
+            done
+        })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        run("losetup", ["--detach", &self.0]);
+    }
+}
+
+#[test]
+fn a_drive_is_divided_among_several_osds() {
+    limited(120, || {
+        if !have(&["losetup", "partx"]) {
+            return;
+        }
+        let mut cluster = Cluster::start_with(&["--osds", "1", "--osd-size", "512M"]);
+        let Some(drive) = Loop::of(&cluster.path("drive"), 600 << 20) else { return };
+        let divide = |count, more: &[&str]| {
+            let line = [&["osd", "prepare", &drive.0, "--osds-per-device", count, "--json"], more].concat();
+            cluster.blockyard(&line)
+        };
+        divide("17", &[]).refused(2, &["1..=16"]);
+        divide("2", &["--id", "9"]).refused(2, &["--id"]);
+        cluster.blockyard(&["osd", "prepare", "/dev/null", "--osds-per-device", "2"]).refused(2, &["no block device"]);
+        let made = drive.while_partitions_are_added(|| divide("2", &["--host", "elsewhere"])).json();
+        let of = |field: &str| made.as_array().unwrap().iter().map(|osd| osd[field].clone()).collect::<Vec<_>>();
+        assert_eq!(of("id"), [2, 3], "{made}");
+        assert_eq!(of("path"), [format!("{}p1", drive.0), format!("{}p2", drive.0)]);
+        assert_eq!(of("bytes"), [299 << 20, 299 << 20]);
+        cluster.blockyard(&["osd", "prepare", made[0]["path"].as_str().unwrap()]).refused(6, &["a Blockyard store"]);
+
+        let access = ["--cluster".to_owned(), cluster.data_dir().to_str().unwrap().to_owned(), "--json".to_owned()];
+        let paths = of("path").into_iter().map(|path| path.as_str().unwrap().to_owned());
+        let line: Vec<_> = access.into_iter().chain(["osd".to_owned(), "run".to_owned()]).chain(paths).collect();
+        let folder = e2e::scratch();
+        let mut osds = e2e::Process::start(folder.path(), "osds", &blockyard(), &line, None);
+        osds.wait_line(Duration::from_secs(20));
+        divide("3", &["--yes"]).refused(5, &["used by the system"]);
+        cluster.blockyard(&["pool", "create", "two", "--replicas", "2", "--pg-count", "8"]).ok();
+        cluster.blockyard(&["image", "create", "two/a", "--size", "64M"]).ok();
+        let mut a = eventually(20, "two/a is exported", || Nbd::connect(cluster.nbd(), "two/a").ok());
+        let data = Random::new(2).bytes(16 << 20);
+        a.write_long(0, &data).unwrap();
+        assert!(a.read_long(0, data.len()).unwrap() == data);
+        let share = |id: &str| {
+            let pgs = cluster.blockyard(&["pg", "ls", "--osd", id, "--pool", "two", "--json"]).json();
+            pgs.as_array().map_or(0, Vec::len)
+        };
+        assert_eq!((share("1"), share("2") + share("3")), (8, 8), "never two copies on one drive");
+        assert!(share("2") >= 2 && share("3") >= 2, "both take part");
+        osds.stop();
+        divide("3", &[]).refused(6, &["a GPT partition table", "--yes"]);
+        let again = drive.while_partitions_are_added(|| divide("3", &["--yes"])).json();
+        assert_eq!(again.as_array().unwrap().iter().map(|osd| osd["id"].clone()).collect::<Vec<_>>(), [4, 5, 6]);
         cluster.stop();
     });
 }
