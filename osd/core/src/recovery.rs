@@ -342,7 +342,8 @@ impl Osd {
         let (version, stale) = (pg.next_version(), pg.acting());
         if let Some(missing) = pg.missing.get_mut(&object) {
             (missing.version, missing.deleted, missing.stale) = (version, content.deleted, stale);
-            missing.shards.clear();
+            // If no member can be given it, the next attempt begins here again.
+            missing.shards.retain(|shard| shard.version <= older);
         }
         self.notice(format!("object {object}: an unacknowledged change is damaged and was undone"));
         self.copy_to_stale(shard, id, version, None, content);

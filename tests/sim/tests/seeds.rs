@@ -21,6 +21,7 @@ fn what_failed_once_holds() {
         (178, &[Fault::Pgs]),
         (7, &[Fault::Reads, Fault::Move]),
         (9, &[Fault::Reads, Fault::Pgs]),
+        (40_967, &[Fault::Reads, Fault::Errors, Fault::Full]),
     ] {
         sim::world::run(seed, often, false).unwrap_or_else(|why| panic!("{often:?}: {why}"));
     }
