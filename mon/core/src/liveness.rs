@@ -168,8 +168,7 @@ impl Liveness {
             Probe::Alive(_) | Probe::Refused => self.bury(run),
             Probe::Silent => {
                 watched.silent += 1;
-                if watched.silent >= SILENT_MAX {
-                    self.vanished.remove(&run.osd);
+                if watched.silent >= SILENT_MAX && self.last.contains_key(&run.osd) {
                     self.ban(now, run);
                 }
             }
@@ -182,7 +181,10 @@ impl Liveness {
             self.dead.push(run);
         }
         self.withdrawn.insert(run);
+        // Nothing more is to be learnt of it. While it is registered, that it is dead keeps it from serving.
         self.vanished.remove(&run.osd);
+        self.last.remove(&run.osd);
+        self.bans.remove(&run.osd);
     }
 
     fn ban(&mut self, now: Millis, run: Member) {
@@ -222,8 +224,10 @@ impl Liveness {
         }
     }
 
+    /// Ends the bans of those that answered, and of those that are neither registered nor waited for any more: if they come back, they
+    /// register first.
     fn lift_bans(&mut self, now: Millis) {
-        self.bans.retain(|_, ban| ban.until > now || !ban.answered);
+        self.bans.retain(|osd, ban| ban.until > now || !ban.answered && self.last.contains_key(osd));
     }
 
     /// Who can serve.
@@ -310,6 +314,30 @@ mod tests {
         liveness.handle_probe(20_001, member(2, 1), Probe::Alive(Incarnation(1)));
         liveness.handle_map(20_002, &calm);
         assert_eq!(alive(&liveness, &calm), [1, 2]);
+    }
+
+    #[test]
+    fn who_is_gone_for_good_is_not_probed_for_ever() {
+        for found in [Probe::Refused, Probe::Silent] {
+            let mut liveness = Liveness::default();
+            liveness.handle_map(0, &map(&[(1, 1), (2, 1)], &[(1, &[2])]));
+            let without = map(&[(1, 1)], &[]);
+            let (mut now, mut probes) = (0, 0);
+            while now < UNREGISTERED_MS + 2 * BAN_MS {
+                for (run, _) in liveness.poll(now) {
+                    probes += 1;
+                    liveness.handle_probe(now, run, found);
+                }
+                now = liveness.poll_timeout(now).unwrap_or(now + 1_000);
+                liveness.handle_map(now, &without);
+            }
+            assert_eq!(alive(&liveness, &without), [1], "{found:?}");
+            assert_eq!(liveness.poll_timeout(now), None, "{found:?}");
+            assert!(probes >= 1, "{found:?}");
+            let back = map(&[(1, 1), (2, 2)], &[]);
+            liveness.handle_map(now, &back);
+            assert_eq!(alive(&liveness, &back), [1, 2], "{found:?}");
+        }
     }
 
     #[test]

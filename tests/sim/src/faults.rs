@@ -1,5 +1,8 @@
 //! What goes wrong, and when.
 
+use cluster_proto::OsdId;
+use cluster_proto::map::keys;
+
 use crate::net::{Micros, NodeId};
 use crate::nodes::Broken;
 use crate::rng::Rng;
@@ -57,7 +60,9 @@ impl FaultPlan {
             Fault::Rot => self.rot,
             Fault::State => self.state,
             Fault::Client => self.clients,
-            Fault::Slow | Fault::Scrub | Fault::Errors | Fault::Reads | Fault::Broken | Fault::Full => true,
+            Fault::Slow | Fault::Scrub | Fault::Errors | Fault::Reads | Fault::Broken | Fault::Full | Fault::Lost => {
+                true
+            }
             Fault::Hang | Fault::Lonely => self.hangs,
             Fault::Move => self.moves,
             Fault::Pgs => self.splits,
@@ -92,6 +97,8 @@ pub enum Fault {
     Broken,
     /// A store has no space left. Only if asked for.
     Full,
+    /// A disk is gone for good, and another OSD takes its place. Only if asked for, and while nothing else is missing.
+    Lost,
     /// An OSD stands still.
     Hang,
     /// An OSD cannot reach the state store.
@@ -198,6 +205,7 @@ fn happen(world: &mut World, fault: Fault) {
             let which = any_osd(world);
             world.fill(which);
         }
+        Fault::Lost => lose(world),
         Fault::Hang => freeze(world),
         Fault::Lonely => {
             let osd = any_osd(world);
@@ -227,14 +235,39 @@ fn freeze(world: &mut World) {
     world.note(|| format!("osd {} stands still until {until}", osd + 1));
 }
 
+/// A disk breaks, and its OSD is replaced. Whoever was replaced before is removed from the configuration.
+fn lose(world: &mut World) {
+    let which = any_osd(world);
+    // What is lost must be elsewhere, and stay there.
+    let is_only_one = world.control.scheme().copies_needed() == world.control.scheme().width();
+    if is_only_one || world.faults.rot || !world.control.is_clean() {
+        return;
+    }
+    let mut targets = world.control.map().pgs.values().flat_map(|pg| &pg.target);
+    if world.osds[which].is_lost || targets.any(|osd| world.osds[osd.0 as usize - 1].is_lost) {
+        return;
+    }
+    world.note(|| format!("the disk of osd {} is lost", which + 1));
+    for (osd, _) in (1..).zip(&world.osds).filter(|(_, node)| node.is_lost) {
+        world.control.delete(&keys::osd_config(OsdId(osd)));
+    }
+    world.crash_osd(which, true);
+    world.osds[which].is_lost = true;
+    world.control.set_weight(OsdId(which as u32 + 1), 0.0);
+    world.add_osd();
+}
+
 /// Data has to move.
 fn reweight(world: &mut World) {
     let osd = any_osd(world);
+    if world.osds[osd].is_lost {
+        return;
+    }
     let weight = [0.0, 0.3, 1.0, 1.0][world.rng.below(4) as usize];
     // Without enough OSDs the pool cannot be placed at all.
-    let weight = if world.control.is_spare(cluster_proto::OsdId(osd as u32 + 1)) { weight } else { 1.0 };
+    let weight = if world.control.is_spare(OsdId(osd as u32 + 1)) { weight } else { 1.0 };
     world.note(|| format!("osd {} gets weight {weight}", osd + 1));
-    world.control.set_weight(cluster_proto::OsdId(osd as u32 + 1), weight);
+    world.control.set_weight(OsdId(osd as u32 + 1), weight);
     world.state_changed();
 }
 

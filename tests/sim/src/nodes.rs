@@ -38,6 +38,8 @@ pub struct OsdNode {
     pub life: u32,
     /// The device.
     pub disk: Disk,
+    /// The device is gone for good.
+    pub is_lost: bool,
     /// The running process.
     pub run: Option<OsdRun>,
     /// Until then every device operation takes long.
@@ -99,6 +101,7 @@ impl OsdNode {
             id,
             life: 0,
             disk,
+            is_lost: false,
             run: None,
             slow_until: 0,
             failing_until: 0,

@@ -452,7 +452,7 @@ impl World {
     // ---- OSDs
 
     fn start_osd(&mut self, osd: usize) {
-        if self.osds[osd].run.is_some() {
+        if self.osds[osd].run.is_some() || self.osds[osd].is_lost {
             return;
         }
         self.note(|| format!("osd {} starts", osd + 1));
@@ -460,6 +460,17 @@ impl World {
         let (node, life) = (self.osds[osd].node(), self.osds[osd].life);
         self.after(100_000, Event::Wake { node, life });
         self.pump_osd(osd);
+    }
+
+    /// Another OSD joins.
+    pub fn add_osd(&mut self) {
+        let id = OsdId(self.osds.len() as u32 + 1);
+        let (bytes, through) = (self.osds[0].disk.bytes(), self.osds[0].disk.is_write_through());
+        self.osds.push(OsdNode::new(id, bytes, through, &mut self.rng));
+        self.control.set_weight(id, 1.0);
+        self.state_changed();
+        let delay = self.rng.range(1, 2_000_000);
+        self.after(delay, Event::Start { osd: self.osds.len() - 1 });
     }
 
     /// The process dies; with `power`, what its disk had not flushed is at risk.
@@ -733,7 +744,9 @@ impl World {
             // Hangs end by themselves, as messages that wait for their end must not be overtaken.
             (self.osds[osd].slow_until, self.osds[osd].failing_until) = (0, 0);
             self.osds[osd].state_cut_until = 0;
-            self.control.set_weight(OsdId(osd as u32 + 1), 1.0);
+            if !self.osds[osd].is_lost {
+                self.control.set_weight(OsdId(osd as u32 + 1), 1.0);
+            }
             self.after(1, Event::Start { osd });
         }
         self.state_changed();
