@@ -60,9 +60,8 @@ impl FaultPlan {
             Fault::Rot => self.rot,
             Fault::State => self.state,
             Fault::Client => self.clients,
-            Fault::Slow | Fault::Scrub | Fault::Errors | Fault::Reads | Fault::Broken | Fault::Full | Fault::Lost => {
-                true
-            }
+            Fault::Slow | Fault::Scrub | Fault::Errors | Fault::Reads | Fault::Broken => true,
+            Fault::Full | Fault::Leader | Fault::Lost => true,
             Fault::Hang | Fault::Lonely => self.hangs,
             Fault::Move => self.moves,
             Fault::Pgs => self.splits,
@@ -97,6 +96,8 @@ pub enum Fault {
     Broken,
     /// A store has no space left. Only if asked for.
     Full,
+    /// Another monitor leads, and knows only what is in the state store. Only if asked for.
+    Leader,
     /// A disk is gone for good, and another OSD takes its place. Only if asked for, and while nothing else is missing.
     Lost,
     /// An OSD stands still.
@@ -204,6 +205,11 @@ fn happen(world: &mut World, fault: Fault) {
         Fault::Full => {
             let which = any_osd(world);
             world.fill(which);
+        }
+        Fault::Leader => {
+            world.note(|| "another monitor leads".into());
+            world.control.liveness = Default::default();
+            world.state_changed();
         }
         Fault::Lost => lose(world),
         Fault::Hang => freeze(world),
