@@ -405,7 +405,7 @@ pub enum OsdCommand {
     Rm {
         /// Its number.
         id: OsdId,
-        /// Remove it although data depends on it, which may be lost
+        /// Give it up although data depends on it: placement groups go on with what others have, writes that only it had are lost
         #[arg(long)]
         force: bool,
         /// Only show what depends on it

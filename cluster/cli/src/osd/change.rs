@@ -1,6 +1,7 @@
 //! `blockyard osd rm`, `reweight` and `tag`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use cluster_proto::map::{ClusterMap, Interval, OsdConfig, OsdStats, keys, parse};
 use cluster_proto::{OsdId, PgId};
@@ -9,6 +10,7 @@ use mon_core::health::{PgState, pg_state};
 use mon_core::placement::all_targets;
 use mon_core::usable;
 use serde::Serialize;
+use tokio::time::{Instant, sleep};
 
 use super::statistics;
 use crate::args::OsdReweight;
@@ -18,6 +20,10 @@ use crate::pool::json;
 use crate::session::Session;
 use crate::size::Size;
 
+/// How long the monitor may take to give the places of a removed OSD to others.
+const SUCCESSORS_MAX: Duration = Duration::from_secs(5);
+/// Pause between two looks at the cluster.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Attempts to change a value before giving up.
 const ATTEMPTS_MAX: usize = 16;
 
@@ -66,6 +72,8 @@ struct Removal {
     serves: usize,
     target: usize,
     history: usize,
+    /// PGs in which its place is still to be given to somebody else.
+    waiting: usize,
 }
 
 /// Removes an OSD.
@@ -74,12 +82,15 @@ pub async fn rm(session: &Session, id: OsdId, force: bool, dry_run: bool, out: O
     let needs = references(&map, id);
     let count = |need| needs.values().filter(|found| **found == need).count();
     let (serves, target, history) = (count(Need::Serves), count(Need::Target), count(Need::History));
-    if !map.osd_configs.contains_key(&id) {
+    let removal = |removed, waiting| Removal { id, removed, serves, target, history, waiting };
+    let is_configured = map.osd_configs.contains_key(&id);
+    // Of one that was removed before, the past may still be given up.
+    if !is_configured && !(force && !needs.is_empty()) {
         return Err(CliError::not_found(format!("there is no OSD {id}: 'blockyard osd ls' lists them")));
     }
     if dry_run {
-        let removal = Removal { id, removed: false, serves, target, history };
-        return out.show(&removal, |_| format!("OSD {id} is needed by {}", needed(&needs, serves, target, history)));
+        let text = |_: &_| format!("OSD {id} is needed by {}", needed(&needs, serves, target, history));
+        return out.show(&removal(false, 0), text);
     }
     if map.osds.contains_key(&id) {
         return Err(CliError::conflict(format!("cannot remove OSD {id}: it runs, stop it first")));
@@ -94,8 +105,52 @@ pub async fn rm(session: &Session, id: OsdId, force: bool, dry_run: bool, out: O
             ),
         ));
     }
-    remove(session, id).await?;
-    out.show(&Removal { id, removed: true, serves, target, history }, |_| format!("removed OSD {id}"))
+    if is_configured {
+        remove(session, id).await?;
+    }
+    let waiting = if needs.is_empty() { 0 } else { give_up(session, id).await? };
+    out.show(&removal(true, waiting), |_| match waiting {
+        0 => format!("removed OSD {id}"),
+        n => format!(
+            "removed OSD {id}, but {n} placement groups have nobody else yet: start OSDs that have their data, and repeat \
+             this command"
+        ),
+    })
+}
+
+/// Has the placement groups go on without what only this OSD, which is removed, may have. Returns how many nobody else serves yet: what
+/// they wait for is not known before.
+async fn give_up(session: &Session, id: OsdId) -> Result<usize, CliError> {
+    let deadline = Instant::now() + SUCCESSORS_MAX;
+    let (map, waiting) = loop {
+        let map = session.map().await?;
+        let waiting = map.pgs.values().filter(|present| present.shard_of(id).is_some()).count();
+        if waiting == 0 || map.osds.is_empty() || Instant::now() >= deadline {
+            break (map, waiting);
+        }
+        sleep(PAUSE).await;
+    };
+    let needs = |intervals: &[Interval]| intervals.iter().any(|past| past.osds().any(|osd| osd == id));
+    for pg in map.histories.iter().filter(|(_, intervals)| needs(intervals)).map(|(pg, _)| *pg) {
+        let copies = map.pools.get(&pg.pool).map_or(1, |pool| pool.scheme.copies_needed());
+        forget_in_history(session, &keys::pg_history(pg), id, copies).await?;
+    }
+    Ok(waiting)
+}
+
+async fn forget_in_history(session: &Session, key: &str, id: OsdId, copies: usize) -> Result<(), CliError> {
+    for _ in 0..ATTEMPTS_MAX {
+        // Gone: so is the placement group.
+        let Some(entry) = session.store.get(key).await? else { return Ok(()) };
+        let past: Vec<Interval> = parse(key, &entry.value).map_err(|e| CliError::failed(e.to_string()))?;
+        // All stay, those too of which nobody is left: else the record of the last one would count again.
+        let past: Vec<Interval> = past.iter().map(|interval| interval.without(id, copies)).collect();
+        let unchanged = Compare::ModRevision { key: key.to_owned(), revision: entry.mod_revision };
+        if session.store.txn(Txn::new().when(unchanged).put(key, json(&past)?)).await?.succeeded {
+            return Ok(());
+        }
+    }
+    Err(CliError::conflict(format!("OSD {id} is removed, but others change {key} all the time: repeat this command")))
 }
 
 fn needed(needs: &BTreeMap<PgId, Need>, serves: usize, target: usize, history: usize) -> String {

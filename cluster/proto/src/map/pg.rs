@@ -147,6 +147,19 @@ impl Interval {
         // An acknowledged change is missing on at most `width - min_size` members.
         complete >= copies || reached + usize::from(self.min_size) >= width + copies
     }
+
+    /// The interval after an OSD was given up: what only that had of what was acknowledged is lost, but what others have is still to be
+    /// found, if need be by asking all of them. `copies` as in [`Self::is_covered`].
+    pub fn without(&self, osd: OsdId, copies: usize) -> Interval {
+        let lost = u8::from(self.osds().any(|other| other == osd));
+        let least = u8::try_from(copies).unwrap_or(u8::MAX);
+        Interval {
+            epoch: self.epoch,
+            acting: self.acting.iter().map(|other| other.filter(|other| *other != osd)).collect(),
+            complete: self.complete.iter().copied().filter(|other| *other != osd).collect(),
+            min_size: self.min_size.saturating_sub(lost).max(least),
+        }
+    }
 }
 
 /// What an OSD reports of other OSDs that it should work with and cannot reach. Bound to the OSD's lease.
@@ -190,5 +203,22 @@ mod tests {
         assert!(covered(&interval, 2, &[1, 2]));
         assert!(!covered(&interval, 2, &[1]));
         assert!(covered(&interval, 2, &[1, 4]), "three of three hold each change");
+    }
+
+    #[test]
+    fn of_what_an_osd_took_alone_nothing_is_waited_for_once_it_is_given_up() {
+        // 3 was away, 1 had everything: what 2 has, which may be some of it, is still wanted.
+        let alone = interval(&[1, 2], &[1], 1);
+        assert!(!covered(&alone, 1, &[2]));
+        assert!(covered(&alone.without(OsdId(1), 1), 1, &[2]) && !covered(&alone.without(OsdId(1), 1), 1, &[]));
+        // Every change was on two of three: on one of the two that are left.
+        let three = interval(&[1, 2, 3], &[1], 2).without(OsdId(1), 1);
+        assert!(!covered(&three, 1, &[2]) && !covered(&three, 1, &[3]) && covered(&three, 1, &[2, 3]));
+        assert!(covered(&interval(&[1, 2, 3], &[1, 2], 2).without(OsdId(1), 1), 1, &[2]), "who had everything has it");
+        // Coded: more than two of three shards are not needed, and two shards are.
+        let coded = interval(&[1, 2, 3], &[1], 3).without(OsdId(1), 2);
+        assert!(covered(&coded, 2, &[2, 3]) && !covered(&coded, 2, &[2]));
+        let stranger = interval(&[1, 2], &[1], 1);
+        assert_eq!(stranger.without(OsdId(7), 1), stranger);
     }
 }

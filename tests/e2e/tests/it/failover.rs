@@ -167,6 +167,53 @@ fn a_stale_osd_alone_serves_nothing() {
 }
 
 #[test]
+fn what_only_a_lost_osd_had_is_given_up_when_told_so() {
+    limited(150, || {
+        if !have(&["etcd", "etcdctl"]) {
+            return;
+        }
+        let options = FleetOptions { osds: 2, ..FleetOptions::default() };
+        let mut fleet = Fleet::start_with_pool(options, &["--replicas", "2", "--min-size", "1"], "16M");
+        let (old, new) = (Random::new(1).bytes(4 << 20), Random::new(2).bytes(4 << 20));
+        let mut demo = fleet.connect("demo");
+        demo.set_patience(Some(Duration::from_secs(60))).unwrap();
+        demo.write_long(0, &old).unwrap();
+        demo.flush().unwrap();
+        fleet.kill("osd.2");
+        demo.write_long(0, &new).unwrap();
+        demo.flush().unwrap();
+        fleet.kill("osd.1");
+        fleet.wait_status(30, "nobody runs", |status| status["osds"]["up"] == 0);
+        fleet.blockyard(&["osd", "rm", "1"]).refused(7, &["OSD 1", "--force"]);
+        let removed = fleet.blockyard(&["osd", "rm", "1", "--force", "--json"]).json();
+        assert_eq!(removed["waiting"], 32, "nobody else serves yet: {removed}");
+        fleet.start_osd(2);
+        let mut reader = fleet.connect("demo");
+        reader.set_patience(Some(Duration::from_secs(6))).unwrap();
+        reader.read(0, 4096).expect_err("it may be stale");
+        let removed = fleet.blockyard(&["osd", "rm", "1", "--force", "--json"]).json();
+        assert_eq!(removed["waiting"], 0, "{removed}");
+        let mut reader = fleet.connect("demo");
+        reader.set_patience(Some(Duration::from_secs(30))).unwrap();
+        assert!(reader.read_long(0, old.len()).unwrap() == old, "as it was before");
+        let newest = Random::new(3).bytes(1 << 20);
+        reader.write_long(0, &newest).unwrap();
+        // If it comes back after all, what it has does not count.
+        fleet.start_osd_unwaited(1);
+        fleet.prepare_osd(3);
+        fleet.start_osd(3);
+        fleet.wait_active(60);
+        let mut reader = fleet.connect("demo");
+        assert!(reader.read_long(0, newest.len()).unwrap() == newest);
+        assert!(reader.read_long(1 << 20, 3 << 20).unwrap() == old[1 << 20..]);
+        fleet.kill("osd.2");
+        let mut reader = fleet.connect("demo");
+        reader.set_patience(Some(Duration::from_secs(30))).unwrap();
+        assert!(reader.read_long(1 << 20, 3 << 20).unwrap() == old[1 << 20..], "the new one has all of it");
+    });
+}
+
+#[test]
 fn osds_come_and_go_and_the_data_moves() {
     limited(240, || {
         if !have(&["etcd", "etcdctl"]) {
