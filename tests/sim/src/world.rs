@@ -497,10 +497,12 @@ impl World {
         self.after(pause, Event::Start { osd });
     }
 
-    /// Rots something on the one disk that may.
+    /// Rots something on the one disk that may. Not while its store opens: what is not recorded as durable then looks like a torn write
+    /// (docs/disk.md, section 5).
     pub fn rot(&mut self) {
         let osd = &mut self.osds[self.rot_target];
-        let data = osd.run.as_ref().and_then(|run| run.store.superblock()).map(|s| s.geometry.sector_offset(0));
+        let store = osd.run.as_ref().map(|run| &run.store).filter(|store| store.is_running());
+        let data = store.and_then(|store| store.superblock()).map(|s| s.geometry.sector_offset(0));
         if let Some(from) = data
             && let Some(page) = osd.disk.rot(&mut self.rng, from)
         {
