@@ -40,8 +40,10 @@ impl PgChange {
     pub fn unchanged(&self) -> impl Iterator<Item = String> {
         let own = [&self.pg].into_iter().chain(&self.merged);
         let own = own.flat_map(|pg| [keys::pg_map(*pg), keys::pg_activation(*pg)]);
+        // Somebody else changes it, too: who gives an OSD up.
+        let history = self.history.iter().map(|_| keys::pg_history(self.pg));
         let others = self.parts().iter().chain(&self.wholes).map(|pg| keys::pg_map(*pg));
-        own.chain(others).chain(self.registered.iter().map(|osd| keys::osd(*osd)))
+        own.chain(history).chain(others).chain(self.registered.iter().map(|osd| keys::osd(*osd)))
     }
 
     /// PGs that come into being with this change, each with objects that were this one's.

@@ -150,6 +150,8 @@ fn an_absence_and_a_return_are_new_intervals() {
     let restarted = plan(&map);
     assert_eq!(restarted.changes.len(), 16);
     assert!(restarted.changes.iter().all(|c| c.map.primary != OsdId(2)), "it has to catch up first");
+    let keeps_history = |c: &mon_core::PgChange| c.unchanged().any(|key| key == keys::pg_history(c.pg));
+    assert!(restarted.changes.iter().all(|c| c.history.is_some() && keeps_history(c)), "others write it, too");
     apply(&mut map, &restarted);
     assert_eq!(health(&map, &BTreeMap::new()).pgs.peering, 16);
     assert!(map.histories.values().all(|h| h.len() == 2), "the one before is needed until it has");

@@ -74,6 +74,8 @@ struct Removal {
     history: usize,
     /// PGs in which its place is still to be given to somebody else.
     waiting: usize,
+    /// PGs of which nobody else has enough: they stay unavailable.
+    lost: usize,
 }
 
 /// Removes an OSD.
@@ -82,15 +84,16 @@ pub async fn rm(session: &Session, id: OsdId, force: bool, dry_run: bool, out: O
     let needs = references(&map, id);
     let count = |need| needs.values().filter(|found| **found == need).count();
     let (serves, target, history) = (count(Need::Serves), count(Need::Target), count(Need::History));
-    let removal = |removed, waiting| Removal { id, removed, serves, target, history, waiting };
+    let removal = |removed, (waiting, lost)| Removal { id, removed, serves, target, history, waiting, lost };
     let is_configured = map.osd_configs.contains_key(&id);
-    // Of one that was removed before, the past may still be given up.
-    if !is_configured && !(force && !needs.is_empty()) {
+    // What one had that was removed before may still be given up.
+    let gives_up = force && !needs.is_empty();
+    if !(is_configured || gives_up) {
         return Err(CliError::not_found(format!("there is no OSD {id}: 'blockyard osd ls' lists them")));
     }
     if dry_run {
         let text = |_: &_| format!("OSD {id} is needed by {}", needed(&needs, serves, target, history));
-        return out.show(&removal(false, 0), text);
+        return out.show(&removal(false, (0, 0)), text);
     }
     if map.osds.contains_key(&id) {
         return Err(CliError::conflict(format!("cannot remove OSD {id}: it runs, stop it first")));
@@ -108,19 +111,24 @@ pub async fn rm(session: &Session, id: OsdId, force: bool, dry_run: bool, out: O
     if is_configured {
         remove(session, id).await?;
     }
-    let waiting = if needs.is_empty() { 0 } else { give_up(session, id).await? };
-    out.show(&removal(true, waiting), |_| match waiting {
-        0 => format!("removed OSD {id}"),
-        n => format!(
-            "removed OSD {id}, but {n} placement groups have nobody else yet: start OSDs that have their data, and repeat \
-             this command"
-        ),
+    let (waiting, lost) = if gives_up { give_up(session, id).await? } else { (0, 0) };
+    out.show(&removal(true, (waiting, lost)), |_| {
+        let mut text = format!("removed OSD {id}\n");
+        if waiting > 0 {
+            text += &format!(
+                "{waiting} placement groups have nobody else yet: start OSDs that have their data, and repeat this command\n"
+            );
+        }
+        if lost > 0 {
+            text += &format!("{lost} placement groups stay unavailable: nobody else has their data, or enough shards of it\n");
+        }
+        text
     })
 }
 
-/// Has the placement groups go on without what only this OSD, which is removed, may have. Returns how many nobody else serves yet: what
-/// they wait for is not known before.
-async fn give_up(session: &Session, id: OsdId) -> Result<usize, CliError> {
+/// Has the placement groups go on without what only this OSD, which is removed, may have. Returns how many nobody else serves yet, so that
+/// what they wait for is not known, and of how many nobody else has the data: they wait on, because to go on would be to show zeroes.
+async fn give_up(session: &Session, id: OsdId) -> Result<(usize, usize), CliError> {
     let deadline = Instant::now() + SUCCESSORS_MAX;
     let (map, waiting) = loop {
         let map = session.map().await?;
@@ -131,23 +139,28 @@ async fn give_up(session: &Session, id: OsdId) -> Result<usize, CliError> {
         sleep(PAUSE).await;
     };
     let needs = |intervals: &[Interval]| intervals.iter().any(|past| past.osds().any(|osd| osd == id));
+    let mut lost = 0;
     for pg in map.histories.iter().filter(|(_, intervals)| needs(intervals)).map(|(pg, _)| *pg) {
         let copies = map.pools.get(&pg.pool).map_or(1, |pool| pool.scheme.copies_needed());
-        forget_in_history(session, &keys::pg_history(pg), id, copies).await?;
+        lost += usize::from(!forget_in_history(session, &keys::pg_history(pg), id, copies).await?);
     }
-    Ok(waiting)
+    Ok((waiting, lost))
 }
 
-async fn forget_in_history(session: &Session, key: &str, id: OsdId, copies: usize) -> Result<(), CliError> {
+/// False, and nothing is forgotten, if nobody would be left who has the data.
+async fn forget_in_history(session: &Session, key: &str, id: OsdId, copies: usize) -> Result<bool, CliError> {
     for _ in 0..ATTEMPTS_MAX {
         // Gone: so is the placement group.
-        let Some(entry) = session.store.get(key).await? else { return Ok(()) };
+        let Some(entry) = session.store.get(key).await? else { return Ok(true) };
         let past: Vec<Interval> = parse(key, &entry.value).map_err(|e| CliError::failed(e.to_string()))?;
         // All stay, those too of which nobody is left: else the record of the last one would count again.
         let past: Vec<Interval> = past.iter().map(|interval| interval.without(id, copies)).collect();
+        if past.iter().all(|interval| interval.osds().count() < copies) {
+            return Ok(false);
+        }
         let unchanged = Compare::ModRevision { key: key.to_owned(), revision: entry.mod_revision };
         if session.store.txn(Txn::new().when(unchanged).put(key, json(&past)?)).await?.succeeded {
-            return Ok(());
+            return Ok(true);
         }
     }
     Err(CliError::conflict(format!("OSD {id} is removed, but others change {key} all the time: repeat this command")))
