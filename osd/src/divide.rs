@@ -68,8 +68,11 @@ pub fn divide(path: &Path, count: u32, force: bool) -> Result<Divided, Error> {
             check_empty(path, &mut file, start)?;
         }
     }
+    // Before anything is written: what cannot have partitions, or has some in use, says so.
+    let reread = |file: &File| cluster_io::reread_partitions(file).map_err(|e| failed(path, "have partitions on", &e));
+    reread(&file)?;
     write_table(&mut file, bytes, device.logical_block(), &pieces).map_err(|e| failed(path, "divide", &e))?;
-    cluster_io::reread_partitions(&file).map_err(|e| failed(path, "make the system see the partitions of", &e))?;
+    reread(&file)?;
     // Who has the whole device for himself keeps others from its partitions.
     drop(file);
     Ok(Divided { partitions: await_partitions(path, &device, &pieces)?, _lock: held })

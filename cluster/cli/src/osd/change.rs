@@ -47,11 +47,7 @@ pub enum Need {
 
 /// The PGs that refer to an OSD, and why.
 pub fn references(map: &ClusterMap, id: OsdId) -> BTreeMap<PgId, Need> {
-    // All data of a clean PG is on the members of its present interval: what was before does not matter any more.
-    let is_clean = |pg: &PgId| map.pgs.get(pg).is_some_and(|map_of| pg_state(map, *pg, map_of) == PgState::Active);
-    let is_member = |intervals: &[Interval]| intervals.iter().any(|past| past.osds().any(|osd| osd == id));
-    let past = map.histories.iter().filter(|(pg, intervals)| is_member(intervals) && !is_clean(pg));
-    let mut found: BTreeMap<_, _> = past.map(|(pg, _)| (*pg, Need::History)).collect();
+    let mut found: BTreeMap<_, _> = needed_past(map, id).map(|pg| (pg, Need::History)).collect();
     for (pg, present) in &map.pgs {
         if present.shard_of(id).is_some() {
             found.insert(*pg, Need::Serves);
@@ -60,6 +56,15 @@ pub fn references(map: &ClusterMap, id: OsdId) -> BTreeMap<PgId, Need> {
         }
     }
     found
+}
+
+/// The PGs whose past intervals may have left something on an OSD alone.
+fn needed_past(map: &ClusterMap, id: OsdId) -> impl Iterator<Item = PgId> {
+    // All data of a clean PG is on the members of its present interval: what was before does not matter any more.
+    let is_clean = |pg: &PgId| map.pgs.get(pg).is_some_and(|map_of| pg_state(map, *pg, map_of) == PgState::Active);
+    let is_member = move |intervals: &[Interval]| intervals.iter().any(|past| past.osds().any(|osd| osd == id));
+    let past = map.histories.iter().filter(move |(pg, intervals)| is_member(intervals) && !is_clean(pg));
+    past.map(|(pg, _)| *pg)
 }
 
 /// What is shown of a removal.
@@ -72,9 +77,17 @@ struct Removal {
     serves: usize,
     target: usize,
     history: usize,
-    /// PGs in which its place is still to be given to somebody else.
+    #[serde(flatten)]
+    given_up: Option<GivenUp>,
+}
+
+/// What became of the PGs that needed an OSD that was given up.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct GivenUp {
+    /// Its place is still to be given to somebody else: what they wait for is not known before.
     waiting: usize,
-    /// PGs of which nobody else has enough: they stay unavailable.
+    /// Nobody else has all of their data: they stay unavailable, because to go on would be to show zeroes.
     lost: usize,
 }
 
@@ -84,7 +97,6 @@ pub async fn rm(session: &Session, id: OsdId, force: bool, dry_run: bool, out: O
     let needs = references(&map, id);
     let count = |need| needs.values().filter(|found| **found == need).count();
     let (serves, target, history) = (count(Need::Serves), count(Need::Target), count(Need::History));
-    let removal = |removed, (waiting, lost)| Removal { id, removed, serves, target, history, waiting, lost };
     let is_configured = map.osd_configs.contains_key(&id);
     // What one had that was removed before may still be given up.
     let gives_up = force && !needs.is_empty();
@@ -92,8 +104,8 @@ pub async fn rm(session: &Session, id: OsdId, force: bool, dry_run: bool, out: O
         return Err(CliError::not_found(format!("there is no OSD {id}: 'blockyard osd ls' lists them")));
     }
     if dry_run {
-        let text = |_: &_| format!("OSD {id} is needed by {}", needed(&needs, serves, target, history));
-        return out.show(&removal(false, (0, 0)), text);
+        let removal = Removal { id, removed: false, serves, target, history, given_up: None };
+        return out.show(&removal, |_| format!("OSD {id} is needed by {}", needed(&needs, serves, target, history)));
     }
     if map.osds.contains_key(&id) {
         return Err(CliError::conflict(format!("cannot remove OSD {id}: it runs, stop it first")));
@@ -111,24 +123,24 @@ pub async fn rm(session: &Session, id: OsdId, force: bool, dry_run: bool, out: O
     if is_configured {
         remove(session, id).await?;
     }
-    let (waiting, lost) = if gives_up { give_up(session, id).await? } else { (0, 0) };
-    out.show(&removal(true, (waiting, lost)), |_| {
-        let mut text = format!("removed OSD {id}\n");
+    let given_up = if gives_up { Some(give_up(session, id).await?) } else { None };
+    out.show(&Removal { id, removed: is_configured, serves, target, history, given_up }, |removal| {
+        let mut text = if removal.removed { format!("removed OSD {id}\n") } else { format!("gave OSD {id} up\n") };
+        let GivenUp { waiting, lost } = removal.given_up.unwrap_or_default();
         if waiting > 0 {
             text += &format!(
                 "{waiting} placement groups have nobody else yet: start OSDs that have their data, and repeat this command\n"
             );
         }
         if lost > 0 {
-            text += &format!("{lost} placement groups stay unavailable: nobody else has their data, or enough shards of it\n");
+            text += &format!("{lost} placement groups stay unavailable: nobody else has all of their data\n");
         }
         text
     })
 }
 
-/// Has the placement groups go on without what only this OSD, which is removed, may have. Returns how many nobody else serves yet, so that
-/// what they wait for is not known, and of how many nobody else has the data: they wait on, because to go on would be to show zeroes.
-async fn give_up(session: &Session, id: OsdId) -> Result<(usize, usize), CliError> {
+/// Has the placement groups go on without what only this OSD, which is removed, may have.
+async fn give_up(session: &Session, id: OsdId) -> Result<GivenUp, CliError> {
     let deadline = Instant::now() + SUCCESSORS_MAX;
     let (map, waiting) = loop {
         let map = session.map().await?;
@@ -138,24 +150,22 @@ async fn give_up(session: &Session, id: OsdId) -> Result<(usize, usize), CliErro
         }
         sleep(PAUSE).await;
     };
-    let needs = |intervals: &[Interval]| intervals.iter().any(|past| past.osds().any(|osd| osd == id));
     let mut lost = 0;
-    for pg in map.histories.iter().filter(|(_, intervals)| needs(intervals)).map(|(pg, _)| *pg) {
+    for pg in needed_past(&map, id) {
         let copies = map.pools.get(&pg.pool).map_or(1, |pool| pool.scheme.copies_needed());
         lost += usize::from(!forget_in_history(session, &keys::pg_history(pg), id, copies).await?);
     }
-    Ok((waiting, lost))
+    Ok(GivenUp { waiting, lost })
 }
 
-/// False, and nothing is forgotten, if nobody would be left who has the data.
+/// False, and nothing is forgotten, if nobody would be left who has all of the data.
 async fn forget_in_history(session: &Session, key: &str, id: OsdId, copies: usize) -> Result<bool, CliError> {
     for _ in 0..ATTEMPTS_MAX {
         // Gone: so is the placement group.
         let Some(entry) = session.store.get(key).await? else { return Ok(true) };
         let past: Vec<Interval> = parse(key, &entry.value).map_err(|e| CliError::failed(e.to_string()))?;
-        // All stay, those too of which nobody is left: else the record of the last one would count again.
         let past: Vec<Interval> = past.iter().map(|interval| interval.without(id, copies)).collect();
-        if past.iter().all(|interval| interval.osds().count() < copies) {
+        if !past.iter().any(|interval| interval.is_kept(copies)) {
             return Ok(false);
         }
         let unchanged = Compare::ModRevision { key: key.to_owned(), revision: entry.mod_revision };

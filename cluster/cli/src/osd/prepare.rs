@@ -115,7 +115,8 @@ async fn prepare_divided(
             Ok(view) => views.push(view),
             Err(error) => {
                 let made: String = views.iter().map(|view| format!("\n{}", view.text())).collect();
-                let (rest, advice) = (path.display(), "and those behind it can still be prepared, one by one");
+                let (rest, advice) =
+                    (path.display(), "and those behind it can still be prepared, one by one, with --yes");
                 return Err(CliError::new(error.exit, format!("{error}: {rest} {advice}{made}")));
             }
         }

@@ -118,6 +118,9 @@ impl Activation {
     }
 }
 
+/// Stands in past intervals for OSDs that were given up. OSDs are numbered from 1.
+const GIVEN_UP: OsdId = OsdId(0);
+
 /// A past interval that may have accepted writes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -149,16 +152,22 @@ impl Interval {
     }
 
     /// The interval after an OSD was given up: what only that had of what was acknowledged is lost, but what others have is still to be
-    /// found, if need be by asking all of them. `copies` as in [`Self::is_covered`].
+    /// found, if need be by asking all of them. Its place stays, so that a clean interval still tells what is garbage, but is nobody's.
+    /// `copies` as in [`Self::is_covered`].
     pub fn without(&self, osd: OsdId, copies: usize) -> Interval {
-        let lost = u8::from(self.osds().any(|other| other == osd));
-        let least = u8::try_from(copies).unwrap_or(u8::MAX);
-        Interval {
-            epoch: self.epoch,
-            acting: self.acting.iter().map(|other| other.filter(|other| *other != osd)).collect(),
-            complete: self.complete.iter().copied().filter(|other| *other != osd).collect(),
-            min_size: self.min_size.saturating_sub(lost).max(least),
+        let mut left = self.clone();
+        let places = left.acting.iter_mut().flatten().chain(&mut left.complete);
+        places.filter(|place| **place == osd).for_each(|place| *place = GIVEN_UP);
+        if left.acting != self.acting {
+            let given_up = left.osds().filter(|place| *place == GIVEN_UP).count();
+            left.min_size = left.min_size.max(u8::try_from(copies + given_up).unwrap_or(u8::MAX));
         }
+        left
+    }
+
+    /// Whether so many OSDs had everything in it that the data can be made from them, though others were given up.
+    pub fn is_kept(&self, copies: usize) -> bool {
+        self.complete.iter().filter(|osd| **osd != GIVEN_UP).count() >= copies
     }
 }
 
@@ -220,5 +229,9 @@ mod tests {
         assert!(covered(&coded, 2, &[2, 3]) && !covered(&coded, 2, &[2]));
         let stranger = interval(&[1, 2], &[1], 1);
         assert_eq!(stranger.without(OsdId(7), 1), stranger);
+        let two = interval(&[1, 2, 3], &[1, 2, 3], 2).without(OsdId(1), 1).without(OsdId(2), 1);
+        assert!(covered(&two, 1, &[3]) && !covered(&two, 1, &[1, 2]));
+        assert!(two.is_kept(1) && !two.is_kept(2) && !two.without(OsdId(3), 1).is_kept(1));
+        assert_eq!(two.osds().count(), 3, "it was clean, whoever was given up");
     }
 }

@@ -678,6 +678,18 @@ mod tests {
     use crate::op::{Local, Op};
 
     #[test]
+    fn what_is_garbage_is_known_though_a_member_was_given_up() {
+        let both = vec![OsdId(1), OsdId(2)];
+        let acting = both.iter().copied().map(Some).collect();
+        let clean = Interval { epoch: Epoch(3), acting, complete: both, min_size: 1 };
+        let garbage = Garbage::of(&[clean.without(OsdId(1), 1)], 2).expect("it is clean");
+        let object = ObjectId { pool: pg(1).pool, lineage: LayerId(1), layer: LayerId(1), index: 0, part: 0 };
+        let head = ObjectHead { object, version: Version::new(Epoch(2), 1), deleted: false, staged_over: None };
+        let is_old = |osd| garbage.is_old(OsdId(osd), &head, Scheme::Replicated { copies: 2 });
+        assert!(is_old(3) && is_old(1) && !is_old(2));
+    }
+
+    #[test]
     fn what_is_queued_behind_a_change_that_failed_is_not_carried_out() {
         let (mut osd, mut shard) = member_of_one();
         hear(&mut osd, &mut shard, 1, (2, 2), 2);
