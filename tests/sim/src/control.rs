@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster_proto::map::{Activation, ClusterInfo, ClusterMap, Member, OsdConfig, PgMap, PoolConfig, Scheme, keys};
+use cluster_proto::map::{
+    Activation, ClusterInfo, ClusterMap, Interval, Member, OsdConfig, PgMap, PoolConfig, Scheme, keys,
+};
 use cluster_proto::{OsdId, PgId, PoolId, Uuid};
 use mon_core::liveness::Liveness;
 use mon_core::usable;
@@ -111,6 +113,34 @@ impl Control {
         self.mirror();
         let others = self.map.osd_configs.iter().filter(|(id, config)| **id != osd && config.weight > 0.0).count();
         self.map.pools.values().all(|pool| others >= pool.width())
+    }
+
+    /// Whether everything acknowledged is on others than this OSD and those that are lost.
+    pub fn has_all_without(&mut self, osd: OsdId, is_lost: impl Fn(OsdId) -> bool) -> bool {
+        self.mirror();
+        let copies = self.scheme().copies_needed();
+        let records = self.map.activations.values().map(Activation::interval);
+        let past = self.map.histories.values().flatten().cloned().chain(records);
+        let mut past = past.filter(|past| past.osds().any(|member| member == osd));
+        past.all(|past| past.complete.iter().filter(|other| **other != osd && !is_lost(**other)).count() >= copies)
+    }
+
+    /// An operator gives up an OSD that is lost and not configured, as `osd rm --force` does, if others have its places.
+    pub fn give_up(&mut self, osd: OsdId) -> bool {
+        self.mirror();
+        let copies = self.scheme().copies_needed();
+        if self.map.osd_configs.contains_key(&osd) || self.map.pgs.values().any(|pg| pg.shard_of(osd).is_some()) {
+            return false;
+        }
+        let mut given_up = false;
+        for (pg, history) in self.map.histories.clone() {
+            let left: Vec<Interval> = history.iter().map(|past| past.without(osd, copies)).collect();
+            if left != history && left.iter().any(|past| past.is_kept(copies)) {
+                self.put(&keys::pg_history(pg), json(&left));
+                given_up = true;
+            }
+        }
+        given_up
     }
 
     /// The monitor writes what must change. Returns that in words, and how often PGs became one.

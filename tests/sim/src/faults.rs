@@ -61,7 +61,7 @@ impl FaultPlan {
             Fault::State => self.state,
             Fault::Client => self.clients,
             Fault::Slow | Fault::Scrub | Fault::Errors | Fault::Reads | Fault::Broken => true,
-            Fault::Full | Fault::Leader | Fault::Lost => true,
+            Fault::Full | Fault::Leader | Fault::Lost | Fault::GivenUp => true,
             Fault::Hang | Fault::Lonely => self.hangs,
             Fault::Move => self.moves,
             Fault::Pgs => self.splits,
@@ -100,6 +100,8 @@ pub enum Fault {
     Leader,
     /// A disk is gone for good, and another OSD takes its place. Only if asked for, and while nothing else is missing.
     Lost,
+    /// The same while others have everything, but perhaps not where it should be; the OSD is given up. Only if asked for.
+    GivenUp,
     /// An OSD stands still.
     Hang,
     /// An OSD cannot reach the state store.
@@ -212,6 +214,7 @@ fn happen(world: &mut World, fault: Fault) {
             world.state_changed();
         }
         Fault::Lost => lose(world),
+        Fault::GivenUp => give_up(world),
         Fault::Hang => freeze(world),
         Fault::Lonely => {
             let osd = any_osd(world);
@@ -260,6 +263,21 @@ fn lose(world: &mut World) {
     world.crash_osd(which, true);
     world.osds[which].is_lost = true;
     world.control.set_weight(OsdId(which as u32 + 1), 0.0);
+    world.add_osd();
+}
+
+/// A disk breaks although data is still to be copied, but not that of this disk alone. Its OSD is removed and given up.
+fn give_up(world: &mut World) {
+    let which = any_osd(world);
+    let is_lost = |osd: OsdId| osd.0 > 0 && world.osds[osd.0 as usize - 1].is_lost;
+    let id = OsdId(which as u32 + 1);
+    if world.faults.rot || is_lost(id) || !world.control.has_all_without(id, is_lost) {
+        return;
+    }
+    world.note(|| format!("the disk of osd {id} is lost, others have everything"));
+    world.crash_osd(which, true);
+    world.osds[which].is_lost = true;
+    world.control.delete(&keys::osd_config(id));
     world.add_osd();
 }
 

@@ -163,6 +163,13 @@ impl World {
         for (run, _) in self.control.liveness.poll(now) {
             self.probe(run);
         }
+        let lost: Vec<OsdId> = self.osds.iter().filter(|osd| osd.is_lost).map(|osd| osd.id).collect();
+        for osd in lost {
+            if self.control.give_up(osd) {
+                self.note(|| format!("osd {osd} is given up"));
+                self.state_changed();
+            }
+        }
         let (changes, merges) = self.control.plan();
         self.merges += merges;
         for change in &changes {
