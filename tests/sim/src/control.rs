@@ -134,8 +134,7 @@ impl Control {
         }
         let mut given_up = false;
         for (pg, history) in self.map.histories.clone() {
-            let left: Vec<Interval> = history.iter().map(|past| past.without(osd, copies)).collect();
-            if left != history && left.iter().any(|past| past.is_kept(copies)) {
+            if let Some(left) = Interval::all_without(&history, osd, copies).filter(|left| *left != history) {
                 self.put(&keys::pg_history(pg), json(&left));
                 given_up = true;
             }

@@ -260,10 +260,8 @@ fn lose(world: &mut World) {
     for (osd, _) in (1..).zip(&world.osds).filter(|(_, node)| node.is_lost) {
         world.control.delete(&keys::osd_config(OsdId(osd)));
     }
-    world.crash_osd(which, true);
-    world.osds[which].is_lost = true;
     world.control.set_weight(OsdId(which as u32 + 1), 0.0);
-    world.add_osd();
+    replace(world, which);
 }
 
 /// A disk breaks although data is still to be copied, but not that of this disk alone. Its OSD is removed and given up.
@@ -275,9 +273,13 @@ fn give_up(world: &mut World) {
         return;
     }
     world.note(|| format!("the disk of osd {id} is lost, others have everything"));
+    world.control.delete(&keys::osd_config(id));
+    replace(world, which);
+}
+
+fn replace(world: &mut World, which: usize) {
     world.crash_osd(which, true);
     world.osds[which].is_lost = true;
-    world.control.delete(&keys::osd_config(id));
     world.add_osd();
 }
 

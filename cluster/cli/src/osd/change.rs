@@ -164,10 +164,7 @@ async fn forget_in_history(session: &Session, key: &str, id: OsdId, copies: usiz
         // Gone: so is the placement group.
         let Some(entry) = session.store.get(key).await? else { return Ok(true) };
         let past: Vec<Interval> = parse(key, &entry.value).map_err(|e| CliError::failed(e.to_string()))?;
-        let past: Vec<Interval> = past.iter().map(|interval| interval.without(id, copies)).collect();
-        if !past.iter().any(|interval| interval.is_kept(copies)) {
-            return Ok(false);
-        }
+        let Some(past) = Interval::all_without(&past, id, copies) else { return Ok(false) };
         let unchanged = Compare::ModRevision { key: key.to_owned(), revision: entry.mod_revision };
         if session.store.txn(Txn::new().when(unchanged).put(key, json(&past)?)).await?.succeeded {
             return Ok(true);

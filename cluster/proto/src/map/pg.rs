@@ -165,8 +165,15 @@ impl Interval {
         left
     }
 
-    /// Whether so many OSDs had everything in it that the data can be made from them, though others were given up.
-    pub fn is_kept(&self, copies: usize) -> bool {
+    /// Past intervals after an OSD was given up. None if in no interval so many of the others had everything that the data can be made from
+    /// them.
+    pub fn all_without(past: &[Interval], osd: OsdId, copies: usize) -> Option<Vec<Interval>> {
+        // All stay, those too of which nobody is left: else the record of the last one would count again.
+        let left: Vec<Interval> = past.iter().map(|interval| interval.without(osd, copies)).collect();
+        left.iter().any(|interval| interval.is_kept(copies)).then_some(left)
+    }
+
+    fn is_kept(&self, copies: usize) -> bool {
         self.complete.iter().filter(|osd| **osd != GIVEN_UP).count() >= copies
     }
 }
@@ -231,7 +238,15 @@ mod tests {
         assert_eq!(stranger.without(OsdId(7), 1), stranger);
         let two = interval(&[1, 2, 3], &[1, 2, 3], 2).without(OsdId(1), 1).without(OsdId(2), 1);
         assert!(covered(&two, 1, &[3]) && !covered(&two, 1, &[1, 2]));
-        assert!(two.is_kept(1) && !two.is_kept(2) && !two.without(OsdId(3), 1).is_kept(1));
+        assert_eq!(
+            Interval::all_without(&[two.clone(), alone.clone()], OsdId(3), 1),
+            Some(vec![two.without(OsdId(3), 1), alone.clone()])
+        );
+        assert_eq!(
+            Interval::all_without(&[alone.clone(), two.without(OsdId(3), 1)], OsdId(1), 1),
+            None,
+            "2 has not all"
+        );
         assert_eq!(two.osds().count(), 3, "it was clean, whoever was given up");
     }
 }
