@@ -133,17 +133,23 @@ fn a_hung_osd_stalls_clients_for_seconds_only() {
     });
 }
 
+/// Two OSDs, each of which serves alone while the other is away.
+fn pair() -> (Fleet, Nbd) {
+    let options = FleetOptions { osds: 2, ..FleetOptions::default() };
+    let fleet = Fleet::start_with_pool(options, &["--replicas", "2", "--min-size", "1"], "16M");
+    let mut demo = fleet.connect("demo");
+    demo.set_patience(Some(Duration::from_secs(60))).unwrap();
+    (fleet, demo)
+}
+
 #[test]
 fn a_stale_osd_alone_serves_nothing() {
     limited(120, || {
         if !have(&["etcd", "etcdctl"]) {
             return;
         }
-        let options = FleetOptions { osds: 2, ..FleetOptions::default() };
-        let mut fleet = Fleet::start_with_pool(options, &["--replicas", "2", "--min-size", "1"], "16M");
+        let (mut fleet, mut demo) = pair();
         let (old, new) = (Random::new(1).bytes(4 << 20), Random::new(2).bytes(4 << 20));
-        let mut demo = fleet.connect("demo");
-        demo.set_patience(Some(Duration::from_secs(60))).unwrap();
         demo.write_long(0, &old).unwrap();
         fleet.kill("osd.2");
         demo.write_long(0, &new).unwrap();
@@ -172,11 +178,8 @@ fn what_only_a_lost_osd_had_is_given_up_when_told_so() {
         if !have(&["etcd", "etcdctl"]) {
             return;
         }
-        let options = FleetOptions { osds: 2, ..FleetOptions::default() };
-        let mut fleet = Fleet::start_with_pool(options, &["--replicas", "2", "--min-size", "1"], "16M");
+        let (mut fleet, mut demo) = pair();
         let (old, new) = (Random::new(1).bytes(4 << 20), Random::new(2).bytes(4 << 20));
-        let mut demo = fleet.connect("demo");
-        demo.set_patience(Some(Duration::from_secs(60))).unwrap();
         demo.write_long(0, &old).unwrap();
         demo.flush().unwrap();
         fleet.blockyard(&["pool", "create", "single", "--replicas", "1", "--pg-count", "16"]).ok();
