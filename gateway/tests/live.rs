@@ -12,7 +12,7 @@ use cluster_proto::PoolId;
 use cluster_proto::map::{ImmediateCommit, PoolConfig, keys};
 use cluster_state::{StateStore, Txn};
 use gateway::GatewayStats;
-use support::cluster::Cluster;
+use support::cluster::{BLOCK, Cluster};
 use support::nbd::Client;
 use support::tools::run;
 use support::{Gateway, eventually};
@@ -162,7 +162,8 @@ fn io_goes_on_while_osds_restart() {
 fn io_goes_on_without_the_state_store() {
     let (cluster, gateway) = start(2);
     let mut client = gateway.client("demo");
-    client.write(0, b"before").unwrap();
+    // A placement group cannot become active without the state store: each that is used below is, before it closes.
+    (0..SIZE).step_by(BLOCK as usize).for_each(|offset| client.write(offset, b"before").unwrap());
     cluster.run(cluster.state.close());
     // Longer than the leases of OSDs and gateway, which nobody renews.
     let end = Instant::now() + Duration::from_secs(3);

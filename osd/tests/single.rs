@@ -102,6 +102,8 @@ fn io_goes_on_without_the_state_store() {
     cluster.serve(&[1]);
     let mut client = cluster.client(1);
     client.write(object(0), 0, &pattern(1, 1));
+    // A placement group cannot become active without the state store.
+    cluster.wait(1, "all are active", |live| live.stats.pgs_active == support::PG_COUNT);
     cluster.runtime.block_on(cluster.state.close());
     // Longer than the lease and than a few attempts at it.
     for i in 0..30 {
