@@ -13,10 +13,11 @@ pub const SECTOR: usize = 4096;
 /// Data in the image. Sectors.
 const SECTORS: usize = 4096;
 
-/// Where each sector of `data` lies in a file, found by its content; 0 if it does not.
-pub fn places(path: &Path, data: &[u8]) -> Vec<u64> {
+/// Where each sector of `data` lies in a file, found by its content. More than once if its object was written anew
+/// meanwhile, by recovery: what was freed stays where it was.
+pub fn places(path: &Path, data: &[u8]) -> Vec<Vec<u64>> {
     let heads: HashMap<_, _> = data.chunks_exact(SECTOR).enumerate().map(|(i, sector)| (&sector[..16], i)).collect();
-    let mut found = vec![0; heads.len()];
+    let mut found = vec![Vec::new(); heads.len()];
     let mut file = File::open(path).unwrap();
     file.seek(SeekFrom::Start(0)).unwrap();
     let mut block = vec![0; 1 << 20];
@@ -28,7 +29,7 @@ pub fn places(path: &Path, data: &[u8]) -> Vec<u64> {
         }
         for (i, sector) in block[..n].chunks_exact(SECTOR).enumerate() {
             if let Some(which) = heads.get(&sector[..16]) {
-                found[*which] = at + (i * SECTOR) as u64;
+                found[*which].push(at + (i * SECTOR) as u64);
             }
         }
         at += n as u64;
@@ -37,19 +38,21 @@ pub fn places(path: &Path, data: &[u8]) -> Vec<u64> {
 }
 
 /// The same if all of it is there.
-fn find(path: &Path, data: &[u8]) -> Vec<u64> {
+fn find(path: &Path, data: &[u8]) -> Vec<Vec<u64>> {
     let found = places(path, data);
-    assert!(found.iter().all(|at| *at > 0), "all data is found in {}", path.display());
+    assert!(found.iter().all(|at| !at.is_empty()), "all data is found in {}", path.display());
     found
 }
 
-/// Flips some bits of the sector at `at`.
-pub fn flip(file: &File, at: u64, random: &mut Random) {
-    let place = at + random.below(SECTOR as u64);
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, place).unwrap();
-    byte[0] ^= 1 << random.below(8);
-    file.write_all_at(&byte, place).unwrap();
+/// Flips a bit of a sector wherever it lies.
+pub fn flip(file: &File, places: &[u64], random: &mut Random) {
+    for at in places {
+        let place = at + random.below(SECTOR as u64);
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, place).unwrap();
+        byte[0] ^= 1 << random.below(8);
+        file.write_all_at(&byte, place).unwrap();
+    }
 }
 
 /// Damages each chosen sector on one of the OSDs. Two good copies are left of each.
@@ -61,7 +64,7 @@ fn damage(cluster: &Cluster, data: &[u8], seed: u64) -> u64 {
         let places = find(&path, data);
         let file = File::options().read(true).write(true).open(&path).unwrap();
         for (_, at) in places.iter().enumerate().filter(|(i, _)| i % 30 == 10 * (id as usize - 1)) {
-            flip(&file, *at, &mut random);
+            flip(&file, at, &mut random);
             flipped += 1;
         }
         file.sync_all().unwrap();

@@ -63,8 +63,8 @@ fn damage(fleet: &Fleet, osd: u32, data: &[u8], random: &mut Random, is_chosen: 
     let path = fleet.osd_file(osd);
     let file = File::options().read(true).write(true).open(&path).unwrap();
     let mut flipped = 0;
-    for (_, at) in places(&path, data).iter().enumerate().filter(|(i, at)| is_chosen(*i) && **at > 0) {
-        flip(&file, *at, random);
+    for (_, at) in places(&path, data).iter().enumerate().filter(|(i, at)| is_chosen(*i) && !at.is_empty()) {
+        flip(&file, at, random);
         flipped += 1;
     }
     file.sync_all().unwrap();
