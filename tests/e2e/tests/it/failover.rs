@@ -297,7 +297,8 @@ fn a_member_gets_what_changed(redundancy: &[&str]) {
     demo.set_patience(Some(Duration::from_secs(60))).unwrap();
     demo.write_long(0, &data).unwrap();
     fleet.kill("osd.3");
-    fleet.wait_served(30);
+    // A write that is under way when an OSD dies is not among those that are known to be missed: its object is copied whole.
+    fleet.wait_degraded(30, 2);
     for object in 0..16 {
         let at = (object << 20) + (random.below(256) << 12);
         let sector = random.bytes(4096);
