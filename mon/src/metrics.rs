@@ -165,6 +165,7 @@ fn render_osds(out: &mut Exposition, map: &ClusterMap, stats: &BTreeMap<OsdId, O
     of("written_bytes_total", "counter", "Bytes written for clients.", |s| s.write_bytes);
     of("crc_errors_total", "counter", "Sectors that did not match their checksum.", |s| s.crc_errors);
     of("repaired_sectors_total", "counter", "Damaged sectors rewritten from another copy.", |s| s.repaired_sectors);
+    of("lost_sectors_total", "counter", "Sectors that nobody could read of objects copied.", |s| s.lost_sectors);
     of("scrubbed_objects_total", "counter", "Objects that deep scrubs verified.", |s| s.scrubbed_objects);
     of("scrub_errors_total", "counter", "Damaged sectors and differences that scrubs found.", |s| s.scrub_errors);
     of("scrub_unrepaired_total", "counter", "Damaged sectors that scrubs could not repair.", |s| s.scrub_unrepaired);

@@ -18,6 +18,7 @@ const METRICS: &[Metric] = &[
     ("written_bytes_total", "counter", "Bytes written for clients", |l| l.stats.write_bytes),
     ("crc_errors_total", "counter", "Sectors that did not match their checksum", |l| l.stats.crc_errors),
     ("repaired_sectors_total", "counter", "Damaged sectors rewritten from another copy", |l| l.stats.repaired_sectors),
+    ("lost_sectors_total", "counter", "Sectors that nobody could read of objects copied", |l| l.stats.lost_sectors),
     ("io_errors_total", "counter", "Device errors", |l| l.stats.io_errors),
     ("recovered_objects_total", "counter", "Objects copied to bring members to the same state", |l| {
         l.stats.recovered_objects

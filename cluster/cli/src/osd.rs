@@ -234,6 +234,9 @@ pub fn check(options: &OsdCheck, out: Output) -> Result<(), CliError> {
 
 fn check_text(report: &CheckReport) -> String {
     let mut text: String = report.problems.iter().map(|problem| format!("{problem}\n")).collect();
+    if report.sectors_unreadable > 0 {
+        text += &format!("{} sectors hold nothing but a mark that no copy could be read\n", report.sectors_unreadable);
+    }
     text += &format!(
         "{} objects, {} sectors with data, {} of them compared with their checksums; the next start replays {} log \
          entries and cuts {}\n",

@@ -54,6 +54,7 @@ struct Counters {
     write_bytes: u64,
     crc_errors: u64,
     repaired_sectors: u64,
+    lost_sectors: u64,
     io_errors: u64,
     recovered_objects: u64,
     patched_objects: u64,
@@ -123,6 +124,7 @@ impl Counters {
         self.write_bytes += stats.write_bytes;
         self.crc_errors += stats.crc_errors;
         self.repaired_sectors += stats.repaired_sectors;
+        self.lost_sectors += stats.lost_sectors;
         self.io_errors += stats.io_errors;
         self.recovered_objects += stats.recovered_objects;
         self.patched_objects += stats.patched_objects;

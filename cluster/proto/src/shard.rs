@@ -64,6 +64,15 @@ pub enum RequestState {
     BelowFloor,
 }
 
+/// A sector whose data could not be read.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct Unreadable {
+    /// Its number in the object.
+    pub sector: u32,
+    /// The checksum that its data has wherever it is intact; anything if nobody knows.
+    pub crc: u32,
+}
+
 /// A whole object as one member holds it: what recovery copies to another member.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ObjectContent {
@@ -75,6 +84,9 @@ pub struct ObjectContent {
     pub data: Buffer,
     /// One per sector of data.
     pub crcs: Crcs,
+    /// Those sectors of `extents` that could not be read, ascending: in `data` they are zeroes. Whoever is given them stores that they cannot
+    /// be read.
+    pub unreadable: Vec<Unreadable>,
     /// Requests that made the object what it is and may yet be repeated. May end with
     /// [`AppliedRequest::undone_above`].
     pub requests: Vec<AppliedRequest>,
@@ -93,7 +105,7 @@ pub enum ShardOp {
         /// The sectors.
         sectors: SectorRange,
     },
-    /// Reads the whole object with its holes and remembered requests, for recovery.
+    /// Reads the whole object with its holes and remembered requests, for recovery. What cannot be read of it is told.
     Fetch {
         /// The object.
         object: ObjectId,

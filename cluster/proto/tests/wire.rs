@@ -56,6 +56,7 @@ fn samples() -> Vec<Message> {
         extents: vec![SectorRange::new(0, 1), SectorRange::new(9, 1)],
         data: data.clone(),
         crcs: crcs.clone(),
+        unreadable: vec![Unreadable { sector: 9, crc: 0x1234_5678 }],
         requests: vec![AppliedRequest { client: ClientId(9), seq: 5, version }],
     };
     let two = SectorRange::new(3, 2);
@@ -298,22 +299,41 @@ fn any_flipped_bit_is_noticed() {
 fn verified_but(at: usize, value: u32) -> Result<Vec<Message>, DecodeError> {
     let version = Version::new(Epoch(3), 1);
     let extents = vec![SectorRange::new(0, 1), SectorRange::new(3, 2)];
-    let outcome = ShardOutcome::Verified { version, extents, kind: Sums::Whole, sums: vec![1, 2, 3] };
+    answered_but(ShardOutcome::Verified { version, extents, kind: Sums::Whole, sums: vec![1, 2, 3] }, at, value)
+}
+
+/// An answer of which the word at a place of its body is another.
+fn answered_but(outcome: ShardOutcome, at: usize, value: u32) -> Result<Vec<Message>, DecodeError> {
     let mut bytes = to_bytes(&[Message::SubReply(SubReply { id: 8, outcome, free_bytes: 0 })]);
     bytes[HEADER_LEN + at..HEADER_LEN + at + 4].copy_from_slice(&value.to_le_bytes());
     bytes[12..16].fill(0);
-    let crc = cluster_proto::crc::crc32c(&bytes);
+    let payload = u32::from_le_bytes(bytes[8..12].try_into().unwrap()) as usize;
+    let crc = cluster_proto::crc::crc32c(&bytes[..bytes.len() - payload]);
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     decode_in([to_bytes(&[hello()]), bytes].into_iter())
 }
 
 #[test]
 fn sums_are_those_of_the_sectors_named() {
-    // Extents are counted at byte 4 of the answer, the kind of sums is at 28; the first extent is at 32.
+    // Extents are counted at byte 4 of the answer, the kind of sums is at 28; the first extent is at 36.
     assert_eq!(verified_but(4, 2).unwrap().len(), 2);
-    for (at, value) in [(4, 3), (4, u32::MAX), (28, 2), (28, 3), (36, 3), (36, 4), (40, 0), (44, 1022), (44, u32::MAX)]
+    for (at, value) in [(4, 3), (4, u32::MAX), (28, 2), (28, 3), (40, 3), (40, 4), (44, 0), (48, 1022), (48, u32::MAX)]
     {
         assert!(verified_but(at, value).is_err(), "{value} at {at}");
+    }
+}
+
+#[test]
+fn unreadable_sectors_are_among_those_of_the_object() {
+    let (data, crcs) = filled(3, 1);
+    let extents = vec![SectorRange::new(0, 1), SectorRange::new(3, 2)];
+    let unreadable = [0, 4].map(|sector| Unreadable { sector, crc: 7 }).into();
+    let content = ObjectContent { extents, data, crcs, unreadable, ..ObjectContent::default() };
+    let fetched = ShardOutcome::Fetched { version: Version::new(Epoch(3), 1), content };
+    // Counted at byte 32 of the answer; behind two extents, at 52, the first.
+    assert_eq!(answered_but(fetched.clone(), 32, 2).unwrap().len(), 2);
+    for (at, value) in [(32, 1), (32, 3), (32, u32::MAX), (52, 1), (52, 4), (52, u32::MAX), (60, 0), (60, 5)] {
+        assert!(answered_but(fetched.clone(), at, value).is_err(), "{value} at {at}");
     }
 }
 

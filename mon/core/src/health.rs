@@ -247,6 +247,14 @@ fn judge_stats(osd: OsdId, stats: &OsdStats, problems: &mut Vec<Problem>) {
         );
         problems.push(Problem::new(ProblemCode::CrcErrors, message));
     }
+    if stats.lost_sectors > 0 {
+        let message = format!(
+            "osd {osd} copied objects since it started of which nobody could read {}: its log names them; write what was \
+             there anew, from a backup",
+            count(stats.lost_sectors as usize, "sector")
+        );
+        problems.push(Problem::new(ProblemCode::SectorsLost, message));
+    }
     if stats.io_errors > 0 {
         let message = format!(
             "osd {osd} had {} since it started: look at the system log and replace its device",

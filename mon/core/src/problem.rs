@@ -43,6 +43,8 @@ pub enum ProblemCode {
     CrcErrors,
     /// A scrub found damage that it could not repair.
     ScrubUnrepaired,
+    /// Objects were copied of which some sectors could not be read anywhere.
+    SectorsLost,
     /// A device reported errors.
     IoErrors,
     /// An OSD is nearly full.
@@ -68,6 +70,7 @@ impl ProblemCode {
             ProblemCode::PgEpochsExhausted => "pg-epochs-exhausted",
             ProblemCode::CrcErrors => "crc-errors",
             ProblemCode::ScrubUnrepaired => "scrub-unrepaired",
+            ProblemCode::SectorsLost => "sectors-lost",
             ProblemCode::IoErrors => "io-errors",
             ProblemCode::OsdNearlyFull => "osd-nearly-full",
             ProblemCode::OsdFull => "osd-full",
@@ -92,6 +95,7 @@ impl ProblemCode {
             | ProblemCode::PoolMissing
             | ProblemCode::PgOffline
             | ProblemCode::ScrubUnrepaired
+            | ProblemCode::SectorsLost
             | ProblemCode::PgEpochsExhausted => Severity::Error,
         }
     }

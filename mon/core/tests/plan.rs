@@ -590,6 +590,10 @@ fn statistics_are_judged() {
     let map = healthy();
     let mut stats = OsdStats { crc_errors: 2, repaired_sectors: 2, io_errors: 1, ..OsdStats::default() };
     (stats.space.total, stats.space.used) = (1000, 850);
+    let lossy = OsdStats { lost_sectors: 3, ..OsdStats::default() };
+    let judged = health(&map, &BTreeMap::from([(OsdId(1), lossy)]));
+    assert_eq!((judged.verdict, judged.problems[0].code), (Verdict::Error, ProblemCode::SectorsLost));
+    assert!(judged.problems[0].message.contains("3 sectors"), "{}", judged.problems[0].message);
     let judged = health(&map, &BTreeMap::from([(OsdId(1), stats)]));
     let codes: Vec<_> = judged.problems.iter().map(|p| p.code.as_str()).collect();
     assert_eq!(codes, ["crc-errors", "io-errors", "osd-nearly-full"]);

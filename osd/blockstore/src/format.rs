@@ -4,6 +4,7 @@
 
 pub mod checkpoint;
 pub mod log;
+pub mod mark;
 pub mod superblock;
 
 use buffer::Buffer;

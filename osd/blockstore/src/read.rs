@@ -4,12 +4,12 @@
 
 use std::collections::VecDeque;
 
-use buffer::{Buffer, BufferMut};
+use buffer::BufferMut;
 use cluster_proto::crc::{Crcs, ZERO_SECTOR_CRC, crc32c};
 use cluster_proto::ids::{ObjectId, Version};
 use cluster_proto::limits::{BLOCK_SIZE_MAX, PATCH_RANGES_MAX};
 use cluster_proto::planes::{planes, remainder};
-use cluster_proto::shard::{ObjectContent, ShardOutcome, Sums};
+use cluster_proto::shard::{ObjectContent, ShardOutcome, Sums, Unreadable};
 use cluster_proto::{SECTOR, SectorRange, Status};
 use smallvec::SmallVec;
 
@@ -291,23 +291,47 @@ fn stored_crcs<'a>(pieces: &[Piece], crcs: &'a [u32], sectors: SectorRange) -> &
     &crcs[at..at + sectors.count as usize]
 }
 
-fn outcome_of(op: ReadOp) -> ShardOutcome {
+/// Takes what could not be read out of a result, and tells what it was.
+fn take_unreadable(op: &mut ReadOp) -> Vec<Unreadable> {
+    if op.bad.is_empty() {
+        return Vec::new();
+    }
+    let len = op.crcs.len() * SECTOR;
+    if op.data.len() < len {
+        op.data = BufferMut::zeroed(len);
+    }
+    op.bad.sort_unstable();
+    let mut unreadable = Vec::new();
+    for sector in op.bad.iter().flat_map(|bad| bad.iter()) {
+        let Some(piece) = op.pieces.iter().find(|piece| piece.sectors.contains(SectorRange::new(sector, 1))) else {
+            continue;
+        };
+        let at = piece.at + (sector - piece.sectors.start) as usize;
+        op.data[at * SECTOR..(at + 1) * SECTOR].fill(0);
+        let crc = std::mem::replace(&mut op.crcs[at], ZERO_SECTOR_CRC);
+        unreadable.push(Unreadable { sector, crc });
+    }
+    unreadable
+}
+
+fn outcome_of(mut op: ReadOp) -> ShardOutcome {
+    if let Wanted::Object(content) = &mut op.wanted {
+        let content = std::mem::take(content);
+        let unreadable = take_unreadable(&mut op);
+        let content = ObjectContent { data: op.data.freeze(), crcs: op.crcs, unreadable, ..content };
+        return ShardOutcome::Fetched { version: op.version, content };
+    }
     if !op.bad.is_empty() {
         let mut sectors = op.bad;
         sectors.sort_unstable();
         let crcs = sectors.iter().flat_map(|bad| stored_crcs(&op.pieces, &op.crcs, *bad)).copied().collect();
         return ShardOutcome::Corrupt { version: op.version, sectors, crcs };
     }
-    let data: Buffer = op.data.freeze();
     match op.wanted {
-        Wanted::Sums(Summed { kind: Sums::None, .. }) => ShardOutcome::Done,
-        Wanted::Sums(Summed { kind, extents, sums }) => {
+        Wanted::Sums(Summed { kind, extents, sums }) if kind != Sums::None => {
             ShardOutcome::Verified { version: op.version, extents, kind, sums }
         }
-        Wanted::Object(content) => {
-            let content = ObjectContent { data, crcs: op.crcs, ..content };
-            ShardOutcome::Fetched { version: op.version, content }
-        }
-        Wanted::Sectors => ShardOutcome::Read { version: op.version, data, crcs: op.crcs },
+        Wanted::Sums(_) => ShardOutcome::Done,
+        _ => ShardOutcome::Read { version: op.version, data: op.data.freeze(), crcs: op.crcs },
     }
 }

@@ -78,6 +78,8 @@ pub struct StoreStats {
     pub waiting: u64,
     /// Last durable entry.
     pub durable_lsn: u64,
+    /// Entries that a start would verify, because no log block says that they are durable.
+    pub unrecorded_entries: u64,
 }
 
 impl Store {
@@ -111,6 +113,7 @@ impl Store {
             log_bytes_free: self.log.free() * crate::geometry::BLOCK,
             waiting: self.queue.len() as u64,
             durable_lsn: self.commit.durable.0,
+            unrecorded_entries: (self.log.next_lsn().0 - 1).saturating_sub(self.commit.recorded.0),
         }
     }
 

@@ -5,10 +5,11 @@
 //! Next hop: the device, through the driver: the data write and the log block go out in parallel ([`crate::Store::poll_device`]);
 //! when both are done `commit` executes the change on the index and reports it.
 
-use buffer::Buffer;
+use buffer::{Buffer, BufferMut};
+use cluster_proto::crc::Crcs;
 use cluster_proto::ids::{ObjectId, Version};
 use cluster_proto::limits::{BLOCK_SIZE_MAX, PATCH_RANGES_MAX};
-use cluster_proto::shard::{ObjectContent, Origin, ShardOp};
+use cluster_proto::shard::{ObjectContent, Origin, ShardOp, Unreadable};
 use cluster_proto::{SECTOR, SectorRange, Status};
 use smallvec::SmallVec;
 
@@ -16,6 +17,7 @@ use crate::commit::{Newest, Pending};
 use crate::device::{DeviceError, DeviceOp, Pieces};
 use crate::extent::{Extent, Extents, Run};
 use crate::format::log::{Change, Kind, Lsn, REQUESTS_PER_RESTORE_MAX, WHOLE, are_ranges_valid, covers};
+use crate::format::mark::{Place, stored_crc};
 use crate::reserve::{Need, Refusal};
 use crate::store::{Job, Store};
 
@@ -47,6 +49,8 @@ struct Payload<'a> {
     sectors: SmallVec<[SectorRange; 1]>,
     data: &'a Buffer,
     crcs: &'a [u32],
+    /// Those of the sectors that get a mark instead of data.
+    unreadable: &'a [Unreadable],
     is_lazy: bool,
 }
 
@@ -60,17 +64,42 @@ impl Payload<'_> {
         are_ranges_valid(&self.sectors)
             && self.crcs.len() == self.sector_count() as usize
             && self.data.len() == self.crcs.len() * SECTOR
+            && self.unreadable_at().count() == self.unreadable.len()
+    }
+
+    /// Sectors to be marked, by their place in the data. Of those that are not in order not all.
+    fn unreadable_at(&self) -> impl Iterator<Item = (usize, Unreadable)> {
+        let mut rest = self.unreadable.iter().copied().peekable();
+        let sectors = self.sectors.iter().flat_map(|range| range.iter()).enumerate();
+        sectors.filter_map(move |(at, sector)| Some((at, rest.next_if(|u| u.sector == sector)?)))
+    }
+
+    /// Data and checksums as they are stored.
+    fn stored(&self, place: &Place<'_>) -> (Buffer, Crcs) {
+        let mut crcs = Crcs::from_slice(self.crcs);
+        if self.unreadable.is_empty() {
+            let data = if self.data.is_page_aligned() { self.data.clone() } else { Buffer::copy_of(self.data) };
+            return (data, crcs);
+        }
+        let mut data = BufferMut::copy_of(self.data);
+        for (at, unreadable) in self.unreadable_at() {
+            let mark = place.mark(unreadable.sector);
+            data[at * SECTOR..(at + 1) * SECTOR].copy_from_slice(&mark);
+            crcs[at] = stored_crc(unreadable.crc, &mark);
+        }
+        (data.freeze(), crcs)
     }
 }
 
 impl<'a> Payload<'a> {
     fn of(content: &'a ObjectContent) -> Payload<'a> {
         let sectors = SmallVec::from_slice(&content.extents);
-        Payload { sectors, data: &content.data, crcs: &content.crcs, is_lazy: false }
+        let unreadable = &content.unreadable;
+        Payload { sectors, data: &content.data, crcs: &content.crcs, unreadable, is_lazy: false }
     }
 
     fn of_range(sectors: &SectorRange, data: &'a Buffer, crcs: &'a [u32]) -> Payload<'a> {
-        Payload { sectors: SmallVec::from_slice(&[*sectors]), data, crcs, is_lazy: false }
+        Payload { sectors: SmallVec::from_slice(&[*sectors]), data, crcs, unreadable: &[], is_lazy: false }
     }
 }
 
@@ -94,7 +123,11 @@ impl Store {
                 // No data: they read as zeroes afterwards.
                 let ranges = if data.is_empty() { SmallVec::new() } else { SmallVec::from_slice(&[sectors]) };
                 let change = Change::new(Kind::Stage, *object, *version, *origin, sectors);
-                self.write_payload(tag, change, &Payload { sectors: ranges, data, crcs, is_lazy: false })
+                self.write_payload(
+                    tag,
+                    change,
+                    &Payload { sectors: ranges, data, crcs, unreadable: &[], is_lazy: false },
+                )
             }
             ShardOp::Patch { object, base, version, sectors, content } => {
                 self.patch_start(tag, *object, (*base, *version), sectors, content)
@@ -160,8 +193,10 @@ impl Store {
         let need = self.need_of(&change, payload, !newest.exists);
         let runs = self.admit(&need)?;
         change.extents = lay_out(&payload.sectors, &runs);
-        change.crcs = SmallVec::from_slice(payload.crcs);
-        let data = if payload.data.is_page_aligned() { payload.data.clone() } else { Buffer::copy_of(payload.data) };
+        let store = self.superblock.map(|superblock| superblock.store).unwrap_or_default();
+        let place = Place { store: &store, object: &change.object, version: change.version };
+        let (data, crcs) = payload.stored(&place);
+        change.crcs = crcs;
         self.begin_change(tag, change, newest, &need, data);
         Ok(())
     }

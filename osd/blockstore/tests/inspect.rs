@@ -10,7 +10,7 @@ use cluster_proto::shard::ShardOutcome;
 use support::Rng;
 use support::device::{Device, Medium};
 use support::driver::{Driver, formatted};
-use support::model::Model;
+use support::model::{LOST, Model};
 
 struct Reader(Medium);
 
@@ -57,6 +57,8 @@ fn a_check_finds_damage_in_data_and_in_structures() {
     let sectors: usize = model.objects.values().map(|o| o.sectors.len()).sum();
     let sound = check(&Reader(device.medium.clone()), device.bytes, true, &mut |_, _| {});
     assert_eq!((sound.problems.len(), sound.sectors_checked), (0, sectors as u64));
+    let lost = model.objects.values().flat_map(|o| o.sectors.values()).filter(|word| **word & LOST != 0).count();
+    assert_eq!((sound.sectors_unreadable, lost > 0), (lost as u64, true));
     let dump = dump(&Reader(device.medium.clone()), device.bytes, DumpOptions { objects: true, log_entries: 0 });
     let dump = dump.expect("sound");
     let sector = dump.objects.iter().flat_map(|o| &o.extents).next().expect("data").2;

@@ -8,9 +8,9 @@ use cluster_proto::crc::sector_crcs;
 use cluster_proto::ids::{ClientId, ObjectId, PgId, PoolId};
 use cluster_proto::shard::{
     Allocation, AppliedRequest, Buckets, ObjectContent, ObjectHead, Origin, RequestState, ShardIndex, ShardOp,
-    ShardOutcome,
+    ShardOutcome, Unreadable,
 };
-use cluster_proto::{PgScope, SectorRange, Status, Version};
+use cluster_proto::{PgScope, SECTOR, SectorRange, Status, Version};
 use support::device::Fate;
 use support::driver::{Driver, formatted};
 use support::model::{filled, object, stage, stage_hole, word, write};
@@ -393,7 +393,13 @@ fn damage_of_what_is_kept_is_found_when_it_is_shown_again() {
     d.device.medium.flip(data + 4096 + 77);
     assert_eq!(content(&mut d, 0).0, 2);
     assert_eq!(d.call(rollback(0, 2)), DONE);
-    let outcome = d.call(ShardOp::Fetch { object: object(0) });
+    let ShardOutcome::Fetched { version: Version(1), content } = d.call(ShardOp::Fetch { object: object(0) }) else {
+        panic!("the object is there")
+    };
+    let [first, second] = [0, 1].map(|s| filled([word(Version(1), s)].into_iter()));
+    assert_eq!(content.unreadable, [Unreadable { sector: 1, crc: sector_crcs(&second)[0] }]);
+    assert_eq!(content.data[..], [&first[..], &[0; SECTOR]].concat());
+    let outcome = d.call(ShardOp::Read { object: object(0), sectors: range(0, 2) });
     assert!(matches!(outcome, ShardOutcome::Corrupt { sectors, .. } if sectors.as_slice() == [range(1, 1)]));
 }
 
@@ -402,7 +408,7 @@ fn patch(n: u32, base: u64, version: u64, sectors: &[SectorRange], extents: &[Se
     let data = filled(extents.iter().flat_map(|e| e.iter()).map(|s| word(Version(version), s)));
     let crcs = sector_crcs(&data);
     let requests = vec![AppliedRequest { client: ClientId(8), seq: version, version: Version(version) }];
-    let content = ObjectContent { deleted: false, extents: extents.to_vec(), data, crcs, requests };
+    let content = ObjectContent { extents: extents.to_vec(), data, crcs, requests, ..ObjectContent::default() };
     ShardOp::Patch {
         object: object(n),
         base: Version(base),

@@ -93,7 +93,7 @@ pub enum Output {
     Suspect(Vec<Member>),
     /// Something an operator should see.
     Notice(String),
-    /// Something abnormal that is served all the same: a slow operation.
+    /// Something abnormal: a slow operation, data that cannot be read.
     Warning(String),
 }
 
@@ -430,6 +430,10 @@ impl Osd {
 
     pub(crate) fn notice(&mut self, text: String) {
         self.outputs.push_back(Output::Notice(text));
+    }
+
+    pub(crate) fn warn(&mut self, text: String) {
+        self.outputs.push_back(Output::Warning(text));
     }
 
     /// From a connection that someone made to us. False: not what this caller may say.

@@ -139,16 +139,20 @@ impl Osd {
         let object = client_op.request.object;
         let holders = pg.holders(&object);
         let Some(peer) = crate::op::bits(holders).find(|&p| p >= peer && p != from) else {
-            return self.damaged_everywhere(id, object, bad);
+            return match bad.count {
+                1 => self.damaged_everywhere(id, object, bad),
+                // Of each sector another copy may be intact.
+                _ => self.fetch_from(shard, id, SectorRange::new(bad.start, 1), from, 0),
+            };
         };
         client_op.stage = Stage::Fetching { bad, from, peer };
         self.send_to_peer(shard, id, peer, ShardOp::Read { object, sectors: bad });
     }
 
-    /// No intact copy can be had. While members are absent or lag behind, one of them may have it: the client asks again.
+    /// No intact copy can be had. An absent member may have one, or recovery finds one elsewhere: then the client asks again.
     pub(crate) fn damaged_everywhere(&mut self, id: OpId, object: cluster_proto::ObjectId, bad: SectorRange) {
         let pg = self.ops.get_mut(id).and_then(|op| self.pgs.get(&op.pg));
-        let hope = pg.is_some_and(|pg| pg.is_degraded());
+        let hope = pg.is_some_and(|pg| pg.missing.contains_key(&object) || pg.lacks_members());
         let status = if hope { Status::Retry } else { Status::Corrupt };
         if !hope {
             self.notice(format!("object {object}: sectors {bad:?} are damaged in every copy"));

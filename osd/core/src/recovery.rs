@@ -3,17 +3,18 @@
 //! A recovery holds its object against changes, not against reads. Replicated: the object is fetched from a member that
 //! has it, ourselves if we do; of a member that missed only changes we know of, only those sectors are replaced. A source with damaged
 //! sectors is repaired first, from whatever copy has content with the right checksum. Erasure-coded: what too few shards got is taken
-//! back, then the missing shards are computed from others.
+//! back, then the missing shards are computed from others. What nobody can read is in the end passed on as what it is
+//! (docs/decisions/0008), so that the rest has its redundancy back.
 
-use buffer::Buffer;
-use cluster_proto::crc::Crcs;
+use std::collections::{BTreeSet, VecDeque};
+
 use cluster_proto::ids::{ClientId, ObjectId, OsdId, PgId, Version};
 use cluster_proto::layout::SectorRange;
 use cluster_proto::limits::{SECTORS_PER_OBJECT_MAX, WIRE_REQUESTS_MAX};
 use cluster_proto::link::Millis;
 use cluster_proto::locks::{Access, Hold};
 use cluster_proto::map::Interval;
-use cluster_proto::shard::{AppliedRequest, ObjectContent, ShardIndex, ShardOp, ShardOutcome};
+use cluster_proto::shard::{AppliedRequest, ObjectContent, ShardIndex, ShardOp, ShardOutcome, Unreadable};
 
 use crate::op::{Kind, OpId, PeerMask, bits};
 use crate::osd::Osd;
@@ -23,6 +24,8 @@ use crate::pg::{Missing, Pg};
 const PER_PG: u32 = 4;
 /// A recovery that failed is tried again after so long. Milliseconds.
 const RETRY_MS: Millis = 2_000;
+/// For so long it is tried to read what nobody can read. Microseconds.
+const PATIENCE_US: u64 = 30_000_000;
 
 /// An object on its way to members.
 #[derive(Debug)]
@@ -31,8 +34,16 @@ pub(crate) struct Recovery {
     pub stage: Stage,
     /// Sources that turned out to be of no use.
     pub tried: PeerMask,
-    /// Shards of an erasure-coded object, with their peers, that cannot be read.
+    /// Sectors that no peer can read.
+    pub lost: BTreeSet<u32>,
+    /// What cannot be read is passed on as such.
+    pub passes_on: bool,
+    /// An older version cannot take the place of this one, because it cannot be read either.
+    pub is_undo_damaged: bool,
+    /// Shards of an erasure-coded object, with their peers, that cannot be read as a whole.
     pub damaged: Vec<(u8, usize)>,
+    /// All shards there are have been asked for, to make of each row what can be made: those that were.
+    pub by_rows: Option<Vec<(u8, usize)>>,
     /// Some member could not be given the object.
     pub failed: bool,
     /// What it is taken to cost, until it is known. Bytes.
@@ -55,10 +66,10 @@ pub(crate) enum Stage {
     Fetching { from: usize, patch: Option<Patch> },
     /// Asking holders of shards for them; with `patch`, for what changed since a version.
     Gathering { asked: Vec<(u8, usize)>, patch: Option<Patch> },
-    /// `from` has damaged sectors: asking others for sectors with these checksums, in whatever version.
-    Salvaging { from: usize, bad: SectorRange, crcs: Crcs, asked: PeerMask },
-    /// Rewriting the damaged sectors of `from`.
-    Repairing { from: usize, count: u32 },
+    /// `from` has damaged sectors: asking others for the first of these, in whatever version. `repaired`: some others were.
+    Salvaging { from: usize, damage: VecDeque<Unreadable>, asked: PeerMask, repaired: bool },
+    /// Rewriting a damaged sector of `from`; these are still damaged.
+    Repairing { from: usize, damage: VecDeque<Unreadable> },
     /// Asking for the content of an older version that takes the place of the one that counts.
     Undoing { older: Version },
     /// Writing to the members that lag behind.
@@ -115,6 +126,21 @@ impl Pg {
         known && all.all(did_not_count) && !self.is_safe_to_show(object, past)
     }
 
+    /// Whether somebody is absent who is to have what members have.
+    pub fn lacks_members(&self) -> bool {
+        self.map().target.iter().any(|osd| !self.was_listed(*osd))
+    }
+
+    fn was_listed(&self, osd: OsdId) -> bool {
+        self.peer_of(osd).is_some_and(|peer| self.listed >> peer & 1 == 1)
+    }
+
+    /// Who may have objects that members lack, and was not asked.
+    fn silent(&self, past: &[Interval]) -> BTreeSet<OsdId> {
+        let former = past.iter().flat_map(Interval::osds_left);
+        former.chain(self.map().target.iter().copied()).filter(|osd| !self.was_listed(*osd)).collect()
+    }
+
     /// Below `min_size`: whether a version can be shown, because everybody had it when the last interval that accepted changes began.
     pub fn is_settled(&self, version: Version, past: &[Interval]) -> bool {
         let Some(last) = past.iter().max_by_key(|interval| interval.epoch) else { return version == Version::NONE };
@@ -168,7 +194,11 @@ impl Osd {
             estimate: self.recovery.begin(),
             stage: Stage::Locking,
             tried: 0,
+            lost: BTreeSet::new(),
+            passes_on: false,
+            is_undo_damaged: false,
             damaged: Vec::new(),
+            by_rows: None,
             failed: false,
             gathered: Vec::new(),
         };
@@ -239,32 +269,45 @@ impl Osd {
         match (&mut recovery.stage, outcome) {
             (Stage::RollingBack, outcome) => self.ec_rolled_back(shard, id, peer, settled, &outcome),
             (Stage::Gathering { .. }, outcome) => self.ec_gathered(shard, id, peer, settled, outcome),
-            (Stage::Fetching { patch, .. }, ShardOutcome::Fetched { version: found, content }) if found == version => {
-                let patch = patch.take();
-                self.copy_to_stale(shard, id, version, patch, content);
-            }
-            (&mut Stage::Fetching { from, .. }, ShardOutcome::Corrupt { version: found, sectors, crcs })
-                if found == version && !sectors.is_empty() =>
+            (Stage::Fetching { from, patch }, ShardOutcome::Fetched { version: found, content })
+                if found == version =>
             {
-                let bad = sectors[0];
-                let crcs = crcs[..(bad.count as usize).min(crcs.len())].into();
-                recovery.stage = Stage::Salvaging { from, bad, crcs, asked: 1 << from };
-                self.salvage(shard, id);
+                let (from, patch) = (*from, patch.take());
+                let is_new = |unreadable: &&Unreadable| !recovery.lost.contains(&unreadable.sector);
+                let damage: VecDeque<_> = content.unreadable.iter().filter(is_new).copied().collect();
+                if !damage.is_empty() {
+                    recovery.stage = Stage::Salvaging { from, damage, asked: 1 << from, repaired: false };
+                    self.salvage(shard, id);
+                } else if content.unreadable.is_empty() || recovery.passes_on {
+                    self.copy_to_stale(shard, id, version, patch, content);
+                } else {
+                    self.fetch_object(shard, id);
+                }
             }
-            (Stage::Salvaging { crcs: wanted, .. }, ShardOutcome::Read { data, crcs, .. }) if *wanted == crcs => {
-                self.repair_source(shard, id, version, data, crcs);
+            (Stage::Salvaging { from, damage, .. }, ShardOutcome::Read { data, crcs, .. })
+                if damage.front().is_some_and(|wanted| crcs[..] == [wanted.crc]) =>
+            {
+                let (from, object, mut damage) = (*from, recovery.object, std::mem::take(damage));
+                let sector = damage.pop_front().map_or(0, |unreadable| unreadable.sector);
+                recovery.stage = Stage::Repairing { from, damage };
+                let sectors = SectorRange::new(sector, 1);
+                self.send_to_peer(shard, id, from, ShardOp::Repair { object, version, sectors, data, crcs });
             }
             (Stage::Salvaging { .. }, _) => self.salvage(shard, id),
-            (&mut Stage::Repairing { from, count }, ShardOutcome::Done) => {
-                let object = recovery.object;
-                recovery.tried &= !(1 << from);
-                self.stats.repaired_sectors += u64::from(count);
-                self.notice(format!("object {object}: repaired {count} damaged sectors from another copy"));
-                self.fetch_object(shard, id);
+            (Stage::Repairing { from, damage }, ShardOutcome::Done) => {
+                let (from, object, damage) = (*from, recovery.object, std::mem::take(damage));
+                recovery.stage = Stage::Salvaging { from, damage, asked: 1 << from, repaired: true };
+                self.stats.repaired_sectors += 1;
+                self.notice(format!("object {object}: repaired a damaged sector from another copy"));
+                self.salvage(shard, id);
             }
             (Stage::Fetching { .. } | Stage::Repairing { .. }, _) => self.fetch_object(shard, id),
             (&mut Stage::Undoing { older }, ShardOutcome::Fetched { version: found, content }) if found == older => {
-                self.undo(shard, id, older, content);
+                if content.unreadable.is_empty() {
+                    return self.undo(shard, id, older, content);
+                }
+                recovery.is_undo_damaged = true;
+                self.undo_or_fail(shard, id);
             }
             (Stage::Undoing { .. }, _) => self.recovery_failed(shard, id),
             (Stage::Copying, ShardOutcome::Done) => self.copied(shard, id, Some(peer), settled),
@@ -278,21 +321,31 @@ impl Osd {
     }
 
     /// The version that counts is on a peer with damaged sectors. Other versions may still have the same content there: asks
-    /// the next peer for it, or gives this source up.
+    /// the next peer for the next of them. When all were asked for, goes on with this source if it was repaired.
     fn salvage(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
-        let Some(count) = self.recovery_of(id).map(|(pg, _)| pg.peers().len()) else { return };
-        let Some(recovery) = self.recovery_mut(id) else { return };
-        let object = recovery.object;
-        let Stage::Salvaging { bad, asked, .. } = &mut recovery.stage else { return };
-        let Some(next) = (0..count).find(|peer| *asked >> peer & 1 == 0) else {
-            return self.fetch_object(shard, id);
-        };
-        *asked |= 1 << next;
-        let read = ShardOp::Read { object, sectors: *bad };
-        if !self.is_reachable(id, next) {
-            return self.salvage(shard, id);
+        let Some(peers) = self.recovery_of(id).map(|(pg, _)| pg.peers().len()) else { return };
+        loop {
+            let Some(recovery) = self.recovery_mut(id) else { return };
+            let object = recovery.object;
+            let Stage::Salvaging { from, damage, asked, repaired } = &mut recovery.stage else { return };
+            let Some(wanted) = damage.front().copied() else {
+                recovery.tried &= !(u64::from(*repaired) << *from);
+                return self.fetch_object(shard, id);
+            };
+            let Some(next) = (0..peers).find(|peer| *asked >> peer & 1 == 0) else {
+                damage.pop_front();
+                *asked = 1 << *from;
+                recovery.lost.insert(wanted.sector);
+                // It was agreed on others.
+                recovery.passes_on = false;
+                continue;
+            };
+            *asked |= 1 << next;
+            if self.is_reachable(id, next) {
+                let sectors = SectorRange::new(wanted.sector, 1);
+                return self.send_to_peer(shard, id, next, ShardOp::Read { object, sectors });
+            }
         }
-        self.send_to_peer(shard, id, next, read);
     }
 
     /// Whether a peer outside the acting set can be asked at all.
@@ -302,26 +355,23 @@ impl Osd {
         peer == pg.own() || self.links.ready_peer(&pg.peers()[peer]).is_some()
     }
 
-    fn repair_source(&mut self, shard: &mut dyn ShardIndex, id: OpId, version: Version, data: Buffer, crcs: Crcs) {
-        let Some(recovery) = self.recovery_mut(id) else { return };
-        let Stage::Salvaging { from, bad, .. } = recovery.stage else { return };
-        recovery.stage = Stage::Repairing { from, count: bad.count };
-        let object = recovery.object;
-        self.send_to_peer(shard, id, from, ShardOp::Repair { object, version, sectors: bad, data, crcs });
-    }
-
-    /// No source can be read. If the version was never acknowledged nor shown, nothing is lost with it: the next older one, possibly
-    /// "does not exist", takes its place.
+    /// No source can be read as a whole. If the version was never acknowledged nor shown, nothing is lost with it: the next older one, possibly
+    /// "does not exist", takes its place. Otherwise what cannot be read is passed on as that, if it is certain.
     fn undo_or_fail(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
         let Some(op) = self.ops.get_mut(id) else { return };
         let pg_id = op.pg;
         let past = self.past_intervals(pg_id);
+        let Some(is_undo_damaged) = self.recovery_mut(id).map(|recovery| recovery.is_undo_damaged) else { return };
         let Some((pg, object)) = self.recovery_of(id) else { return };
         let Some(missing) = pg.missing.get(&object) else { return };
         let older = missing.shards.iter().filter(|s| s.version < missing.version).max_by_key(|s| s.version).copied();
-        if !pg.is_unacknowledged(&object, &past) {
-            self.notice(format!("pg {pg_id}: no member can read object {object}"));
-            return self.recovery_failed(shard, id);
+        if is_undo_damaged || !pg.is_unacknowledged(&object, &past) {
+            if !self.passes_on(id, &past) {
+                return self.recovery_failed(shard, id);
+            }
+            let Some(recovery) = self.recovery_mut(id) else { return };
+            (recovery.passes_on, recovery.tried) = (true, 0);
+            return self.fetch_object(shard, id);
         }
         let Some(older) = older.filter(|shard| !shard.deleted) else {
             let content = ObjectContent { deleted: true, ..ObjectContent::default() };
@@ -331,6 +381,43 @@ impl Osd {
             recovery.stage = Stage::Undoing { older: older.version };
         }
         self.send_to_peer(shard, id, usize::from(older.peer), ShardOp::Fetch { object });
+    }
+
+    /// Whether it is certain that what of an object could not be read will not be: everybody was asked who may have it, and for long enough. Says
+    /// so, or what is waited for.
+    pub(crate) fn passes_on(&mut self, id: OpId, past: &[Interval]) -> bool {
+        let now_us = self.now_us;
+        let Some(recovery) = self.recovery_mut(id) else { return false };
+        let (lost, already) = (recovery.lost.clone(), recovery.passes_on);
+        let Some(pg_id) = self.ops.get_mut(id).map(|op| op.pg) else { return false };
+        let Some((pg, object)) = self.recovery_of(id) else { return false };
+        let silent = pg.silent(past);
+        let Some(missing) = pg.missing.get_mut(&object) else { return false };
+        if lost.is_empty() || already {
+            self.notice(format!("pg {pg_id}: no member can give object {object}"));
+            return false;
+        }
+        let known = missing.unreadable.take().filter(|(_, sectors)| lost.is_subset(sectors));
+        let what = format!("pg {pg_id}: object {object}: nobody can read sectors {lost:?}");
+        let (since, is_new) = (known.as_ref().map_or(now_us, |(since, _)| *since), known.is_none());
+        missing.unreadable = Some((since, lost));
+        let holders: Vec<usize> = bits(missing.holders()).collect();
+        if !silent.is_empty() {
+            if is_new {
+                let osds = silent.iter().map(|osd| osd.to_string()).collect::<Vec<_>>().join(", ");
+                self.warn(format!("{what}; OSD {osds} may have them: start it, or give it up (osd rm --force)"));
+            }
+            return false;
+        }
+        let all_reachable = holders.into_iter().all(|peer| self.is_reachable(id, peer));
+        if !all_reachable || now_us < since + PATIENCE_US {
+            if is_new {
+                self.warn(format!("{what}; tried again for {} s", PATIENCE_US / 1_000_000));
+            }
+            return false;
+        }
+        self.warn(format!("{what}: they are lost, and copied as that; write them anew"));
+        true
     }
 
     /// Puts the content of an older version on all members as a new one, together with a mark that the requests that made
@@ -366,7 +453,13 @@ impl Osd {
         if stale == 0 {
             return self.recovery_finish(shard, id);
         }
+        if content.unreadable.is_empty()
+            && let Some(missing) = pg.missing.get_mut(&object)
+        {
+            missing.unreadable = None;
+        }
         self.stats.patched_objects += u64::from(patch.is_some());
+        self.stats.lost_sectors += content.unreadable.len() as u64;
         let change = restoring(object, version, patch, content);
         self.recovery_cost(id, bytes * u64::from(stale.count_ones()));
         self.send_to(shard, id, stale, change);

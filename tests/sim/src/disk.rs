@@ -156,13 +156,18 @@ impl Disk {
     pub fn rot(&mut self, rng: &mut Rng, from: u64) -> Option<u64> {
         let pages: Vec<u64> = self.durable.range(from / PAGE..).map(|(page, _)| *page).collect();
         let page = *rng.pick(&pages)?;
-        let (byte, bit) = (rng.below(PAGE) as usize, rng.below(8));
+        let (byte, bit) = (rng.below(PAGE), rng.below(8));
+        self.flip(page * PAGE + byte, bit as u8);
+        Some(page * PAGE)
+    }
+
+    /// Flips a bit of a byte, if it was written.
+    pub fn flip(&mut self, at: u64, bit: u8) {
         for pages in [&mut self.durable, &mut self.view] {
-            if let Some(content) = pages.get_mut(&page) {
-                content[byte] ^= 1 << bit;
+            if let Some(content) = pages.get_mut(&(at / PAGE)) {
+                content[(at % PAGE) as usize] ^= 1 << bit;
             }
         }
-        Some(page * PAGE)
     }
 }
 

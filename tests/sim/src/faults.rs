@@ -61,7 +61,7 @@ impl FaultPlan {
             Fault::State => self.state,
             Fault::Client => self.clients,
             Fault::Slow | Fault::Scrub | Fault::Errors | Fault::Reads | Fault::Broken => true,
-            Fault::Full | Fault::Leader | Fault::Lost | Fault::GivenUp => true,
+            Fault::Full | Fault::Leader | Fault::Lost | Fault::GivenUp | Fault::Sectors => true,
             Fault::Hang | Fault::Lonely => self.hangs,
             Fault::Move => self.moves,
             Fault::Pgs => self.splits,
@@ -92,6 +92,8 @@ pub enum Fault {
     Errors,
     /// A disk cannot read half of its data. Only if asked for.
     Reads,
+    /// Sectors of an object cannot be read any more, on many disks that have it or on all. Only if asked for.
+    Sectors,
     /// A disk cannot read, flush, or write its metadata: its process ends. Only if asked for.
     Broken,
     /// A store has no space left. Only if asked for.
@@ -197,6 +199,7 @@ fn happen(world: &mut World, fault: Fault) {
             world.osds[which].unreadable_until = until;
             world.note(|| format!("reads from the disk of osd {} fail until {until}", which + 1));
         }
+        Fault::Sectors => world.spoil_everywhere(),
         Fault::Broken => {
             let which = any_osd(world);
             let until = world.now + world.rng.range(10_000, 2_000_000);
@@ -262,6 +265,7 @@ fn lose(world: &mut World) {
     }
     world.control.set_weight(OsdId(which as u32 + 1), 0.0);
     replace(world, which);
+    world.give_up_lost();
 }
 
 /// A disk breaks although data is still to be copied, but not that of this disk alone. Its OSD is removed and given up.

@@ -42,8 +42,7 @@ impl World {
             self.osds[osd].filler.push(object);
             let Some(run) = &mut self.osds[osd].run else { return };
             let op = if to_the_last {
-                let content =
-                    ObjectContent { deleted: false, extents: vec![sectors], data, crcs, requests: Vec::new() };
+                let content = ObjectContent { extents: vec![sectors], data, crcs, ..ObjectContent::default() };
                 ShardOp::Restore { object, version, content }
             } else {
                 ShardOp::Write { object, version, sectors, data, crcs, origin: Origin::NONE, lazy: false }

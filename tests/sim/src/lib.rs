@@ -17,6 +17,7 @@ pub mod net;
 pub mod nodes;
 pub mod rng;
 mod scrubs;
+mod sectors;
 mod state;
 pub mod watch;
 pub mod workload;

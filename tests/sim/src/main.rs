@@ -51,15 +51,15 @@ fn main() -> ExitCode {
     let begin = Instant::now();
     let next = AtomicU64::new(arguments.seeds.start);
     let threads = if arguments.trace { 1 } else { arguments.threads.max(1) };
-    let results: Vec<[u64; 11]> = std::thread::scope(|scope| {
+    let results: Vec<[u64; 12]> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| work(&next, &arguments))).collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or([0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0])).collect()
+        workers.into_iter().map(|worker| worker.join().unwrap_or([0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])).collect()
     });
     let sum = |i: usize| results.iter().map(|r| r[i]).sum::<u64>();
     println!(
         "{} seeds in {:.1} s: {} operations answered, {} OSD crashes, {} objects recovered ({} of them by changed sectors), {} sectors repaired, {} objects \
          scrubbed, {} damaged sectors found by that, {} times more PGs, \
-         {} times PGs became one",
+         {} times PGs became one, {} sectors lost",
         sum(0),
         begin.elapsed().as_secs_f64(),
         sum(2),
@@ -71,15 +71,16 @@ fn main() -> ExitCode {
         sum(8),
         sum(9),
         sum(10),
+        sum(11),
     );
     println!("{} passed, {} failed", sum(0) - sum(1), sum(1));
     if sum(1) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Runs seeds until none is left. Counts seeds, failures, answers, crashes, recoveries, patches, repairs, scrubs, what they found, splits,
-/// merges.
-fn work(next: &AtomicU64, arguments: &Arguments) -> [u64; 11] {
-    let mut counts = [0; 11];
+/// merges, losses.
+fn work(next: &AtomicU64, arguments: &Arguments) -> [u64; 12] {
+    let mut counts = [0; 12];
     loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
         if seed >= arguments.seeds.end {
@@ -102,6 +103,7 @@ fn work(next: &AtomicU64, arguments: &Arguments) -> [u64; 11] {
                     report.scrub_errors,
                     report.splits,
                     report.merges,
+                    report.lost,
                 ];
                 counts[2..].iter_mut().zip(found).for_each(|(sum, n)| *sum += n);
             }

@@ -189,7 +189,8 @@ impl World {
             let heads = run.map(|run| run.store.list(PgScope { pg, count }, &Buckets::ALL)).unwrap_or_default();
             for head in heads.iter().filter(|head| !head.deleted) {
                 match self.fetch_now(osd, head.object) {
-                    Some(ShardOutcome::Fetched { version, .. }) if version == head.version => {}
+                    Some(ShardOutcome::Fetched { version, content })
+                        if version == head.version && content.unreadable.is_empty() => {}
                     other => return Err(format!("osd {} has {head:?} as {other:?} after a scrub", osd + 1)),
                 }
             }

@@ -67,7 +67,8 @@ fn content(op: u64, chunk: u64) -> u64 {
     if op == 0 { 0 } else { op << 24 | chunk }
 }
 
-fn fill(op: u64, offset: u64, len: u64) -> Buffer {
+/// What operation `op` writes there.
+pub(crate) fn fill(op: u64, offset: u64, len: u64) -> Buffer {
     let mut data = BufferMut::for_overwrite(len as usize);
     for (i, chunk) in data.chunks_mut(CHUNK as usize).enumerate() {
         let word = content(op, offset / CHUNK + i as u64).to_le_bytes();

@@ -1,6 +1,6 @@
 //! The event loop of the simulation.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use blockstore::{DeviceError, DeviceOp, DeviceResult, StoreState};
 use buffer::BufferMut;
@@ -103,6 +103,8 @@ pub struct Report {
     pub scrubbed: u64,
     /// Damaged sectors that scrubs found.
     pub scrub_errors: u64,
+    /// Sectors that recovery passed on as unreadable.
+    pub lost: u64,
     /// Times that the pool got more PGs.
     pub splits: u64,
     /// Times that PGs became one.
@@ -148,7 +150,9 @@ pub struct World {
     pub(crate) is_spoilt: bool,
     calm: bool,
     /// A disk could not read data: clients may have been told so.
-    reads_failed: bool,
+    pub(crate) reads_failed: bool,
+    /// Objects that have sectors which perhaps nobody can read. By their numbers.
+    pub(crate) spoilt: BTreeSet<u32>,
     answered: u64,
     crashes: u64,
     repaired: u64,
@@ -156,6 +160,7 @@ pub struct World {
     patched: u64,
     scrubbed: u64,
     scrub_errors: u64,
+    lost: u64,
     hash: u64,
     trace: VecDeque<String>,
     verbose: bool,
@@ -237,6 +242,7 @@ impl World {
             is_spoilt: false,
             calm: false,
             reads_failed: false,
+            spoilt: BTreeSet::new(),
             answered: 0,
             crashes: 0,
             repaired: 0,
@@ -244,6 +250,7 @@ impl World {
             patched: 0,
             scrubbed: 0,
             scrub_errors: 0,
+            lost: 0,
             hash: 0xcbf2_9ce4_8422_2325,
             trace: VecDeque::new(),
             verbose,
@@ -291,6 +298,14 @@ impl World {
             cores.map(|core| core.held_requests()).sum::<usize>() == 0
         };
         self.run_until(limit, nothing_held).map_err(|e| format!("requests are left over: {e}"))?;
+        if !self.spoilt.is_empty() {
+            self.write_what_is_spoilt();
+            self.run_until(limit, all_answered).map_err(|e| format!("what was spoilt cannot be written: {e}"))?;
+            self.flush_everything();
+            self.run_until(limit, all_answered).map_err(|e| format!("the last flushes are never answered: {e}"))?;
+            self.read_everything();
+            self.run_until(limit, all_answered).map_err(|e| format!("what was spoilt cannot be read: {e}"))?;
+        }
         self.scrub_everything()?;
         self.spoil_shard()?;
         self.settle_counts();
@@ -305,6 +320,7 @@ impl World {
             patched: self.patched,
             scrubbed: self.scrubbed,
             scrub_errors: self.scrub_errors,
+            lost: self.lost,
             splits: self.splits,
             merges: self.merges,
         })
@@ -577,7 +593,7 @@ impl World {
         }
     }
 
-    fn device_begin(&mut self, osd: usize, request: blockstore::DeviceRequest) {
+    pub(crate) fn device_begin(&mut self, osd: usize, request: blockstore::DeviceRequest) {
         let slow = self.osds[osd].slow_until > self.now;
         let latency = if slow { self.rng.range(1_000, 80_000) } else { self.rng.range(20, 2_000) };
         self.tickets += 1;
@@ -801,6 +817,7 @@ impl World {
         self.patched += stats.patched_objects;
         self.scrubbed += stats.scrubbed_objects;
         self.scrub_errors += stats.scrub_errors;
+        self.lost += stats.lost_sectors;
     }
 
     fn settle_counts(&mut self) {

@@ -22,6 +22,9 @@ fn what_failed_once_holds() {
         (7, &[Fault::Reads, Fault::Move]),
         (9, &[Fault::Reads, Fault::Pgs]),
         (40_967, &[Fault::Reads, Fault::Errors, Fault::Full]),
+        (35, &[Fault::Reads]),
+        (130, &[Fault::Sectors]),
+        (15, &[Fault::Sectors, Fault::Lost]),
     ] {
         sim::world::run(seed, often, false).unwrap_or_else(|why| panic!("{often:?}: {why}"));
     }

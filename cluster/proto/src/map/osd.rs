@@ -152,6 +152,8 @@ pub struct OsdStats {
     pub crc_errors: u64,
     /// Damaged sectors rewritten from another copy.
     pub repaired_sectors: u64,
+    /// Sectors that nobody could read when their object was copied to members that lacked it.
+    pub lost_sectors: u64,
     /// Device errors.
     pub io_errors: u64,
     /// Objects of PGs this OSD leads that were brought to members that lacked them.

@@ -141,6 +141,11 @@ impl Interval {
         self.acting.iter().filter_map(|osd| *osd)
     }
 
+    /// The same without those that were given up.
+    pub fn osds_left(&self) -> impl Iterator<Item = OsdId> {
+        self.osds().filter(|osd| *osd != GIVEN_UP)
+    }
+
     /// Whether those of its members that `has` holds are sure to have, together, `copies` copies (shards, in an erasure-coded pool) of every
     /// change that was acknowledged in it.
     pub fn is_covered(&self, copies: usize, has: impl Fn(OsdId) -> bool) -> bool {

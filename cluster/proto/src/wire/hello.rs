@@ -9,7 +9,7 @@ use super::codec::Reader;
 use crate::ids::{ClientId, Incarnation, OsdId};
 
 /// Version of the protocol this code speaks.
-pub const PROTOCOL: u16 = 5;
+pub const PROTOCOL: u16 = 6;
 
 /// What a side of a connection is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]

@@ -13,7 +13,7 @@ use crate::layout::{SECTOR, SectorRange};
 use crate::limits::{
     BLOCK_SIZE_MAX, PATCH_RANGES_MAX, SECTORS_PER_OBJECT_MAX, SHARDS_MAX, WIRE_BODY_MAX, WIRE_REQUESTS_MAX,
 };
-use crate::shard::{AppliedRequest, ObjectContent, Origin, ShardOp, ShardOutcome, Sums};
+use crate::shard::{AppliedRequest, ObjectContent, Origin, ShardOp, ShardOutcome, Sums, Unreadable};
 use crate::status::Status;
 
 /// An operation on the receiver's shard. Accepted only in the PG's current epoch and peering round.
@@ -67,6 +67,7 @@ struct RawSub {
     requests: U32,
     ranges: U32,
     sums: U32,
+    unreadable: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -80,6 +81,7 @@ struct RawSubReply {
     free_bytes: U64,
     requests: U32,
     sums: U32,
+    unreadable: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -91,13 +93,20 @@ struct RawRange {
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
+struct RawUnreadable {
+    sector: U32,
+    crc: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
 struct RawApplied {
     client: U64,
     seq: U64,
     version: U64,
 }
 
-const _: () = assert!(size_of::<RawSub>() == 104 && size_of::<RawSubReply>() == 32);
+const _: () = assert!(size_of::<RawSub>() == 108 && size_of::<RawSubReply>() == 36);
 
 fn put_ranges(out: &mut Vec<u8>, ranges: &[SectorRange]) {
     for range in ranges {
@@ -113,6 +122,18 @@ fn put_requests(out: &mut Vec<u8>, requests: &[AppliedRequest]) {
         );
     }
 }
+
+/// What a message has of an object's content besides its data.
+fn put_content(out: &mut Vec<u8>, content: &ObjectContent) {
+    put_ranges(out, &content.extents);
+    put_requests(out, travelling(&content.requests));
+    for Unreadable { sector, crc } in &content.unreadable {
+        put(out, &RawUnreadable { sector: (*sector).into(), crc: (*crc).into() });
+    }
+}
+
+/// How many extents, requests and unreadable sectors of an object follow.
+struct Counts(u32, u32, u32);
 
 impl RawRange {
     /// The range, if it lies inside the largest object.
@@ -141,7 +162,7 @@ fn read_ranges(r: &mut Reader<'_>, count: u32, max: usize) -> Result<Vec<SectorR
 fn read_content(
     r: &mut Reader<'_>,
     deleted: bool,
-    counts: (u32, u32),
+    counts: Counts,
     data: Buffer,
     crcs: Crcs,
 ) -> Result<ObjectContent, DecodeError> {
@@ -159,7 +180,19 @@ fn read_content(
             version: Version(a.version.get()),
         })
         .collect();
-    Ok(ObjectContent { deleted, extents, data, crcs, requests })
+    let unreadable = read_unreadable(r, counts.2, &extents)?;
+    Ok(ObjectContent { deleted, extents, data, crcs, unreadable, requests })
+}
+
+/// Ascending, in the extents.
+fn read_unreadable(r: &mut Reader<'_>, count: u32, extents: &[SectorRange]) -> Result<Vec<Unreadable>, DecodeError> {
+    let raw = r.list::<RawUnreadable>(count, EXTENTS_MAX, "unreadable sectors")?;
+    let all: Vec<_> = raw.iter().map(|u| Unreadable { sector: u.sector.get(), crc: u.crc.get() }).collect();
+    let mut sectors = extents.iter().flat_map(|extent| extent.iter());
+    match all.iter().all(|u| sectors.any(|sector| sector == u.sector)) {
+        true => Ok(all),
+        false => Err(r.error("unreadable sector")),
+    }
 }
 
 fn code(op: &ShardOp) -> u8 {
@@ -273,12 +306,12 @@ impl SubRequest {
                 requests: content.map_or(0, |c| travelling(&c.requests).len() as u32).into(),
                 ranges: (ranges.len() as u32).into(),
                 sums: sums.into(),
+                unreadable: content.map_or(0, |c| c.unreadable.len() as u32).into(),
             },
         );
         put_ranges(out, ranges);
         if let Some(content) = content {
-            put_ranges(out, &content.extents);
-            put_requests(out, travelling(&content.requests));
+            put_content(out, content);
         }
         match &self.op {
             ShardOp::Write { data, crcs, .. }
@@ -325,7 +358,7 @@ impl SubRequest {
             5 => ShardOp::Delete { object, version, origin },
             6 => ShardOp::Collect { object, version },
             7 => {
-                let counts = (raw.extents.get(), raw.requests.get());
+                let counts = Counts(raw.extents.get(), raw.requests.get(), raw.unreadable.get());
                 let content = read_content(r, raw.deleted != 0, counts, data, crcs)?;
                 ShardOp::Restore { object, version, content }
             }
@@ -334,7 +367,7 @@ impl SubRequest {
             10 => ShardOp::FetchPart { object, sectors: read_ranges(r, raw.ranges.get(), PATCH_RANGES_MAX)? },
             11 => {
                 let sectors = read_ranges(r, raw.ranges.get(), PATCH_RANGES_MAX)?;
-                let counts = (raw.extents.get(), raw.requests.get());
+                let counts = Counts(raw.extents.get(), raw.requests.get(), raw.unreadable.get());
                 let content = read_content(r, false, counts, data, crcs)?;
                 let inside = |extent: &SectorRange| sectors.iter().any(|range| range.contains(*extent));
                 if !content.extents.iter().all(inside) {
@@ -374,6 +407,7 @@ impl SubReply {
             free_bytes: self.free_bytes.into(),
             requests: 0.into(),
             sums: 0.into(),
+            unreadable: 0.into(),
         };
         match &self.outcome {
             ShardOutcome::Done => {}
@@ -397,9 +431,9 @@ impl SubReply {
                 raw.deleted = content.deleted.into();
                 raw.extents = (content.extents.len() as u32).into();
                 raw.requests = (travelling(&content.requests).len() as u32).into();
+                raw.unreadable = (content.unreadable.len() as u32).into();
                 put(out, &raw);
-                put_ranges(out, &content.extents);
-                put_requests(out, travelling(&content.requests));
+                put_content(out, content);
                 return Some((&content.data, &content.crcs));
             }
             ShardOutcome::Corrupt { version, sectors, crcs } => {
@@ -425,7 +459,7 @@ impl SubReply {
             0 => ShardOutcome::Done,
             1 => ShardOutcome::Read { version, data, crcs },
             2 => {
-                let counts = (raw.extents.get(), raw.requests.get());
+                let counts = Counts(raw.extents.get(), raw.requests.get(), raw.unreadable.get());
                 let content = read_content(r, raw.deleted != 0, counts, data, crcs)?;
                 ShardOutcome::Fetched { version, content }
             }

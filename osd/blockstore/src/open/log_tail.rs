@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use buffer::BufferMut;
-use cluster_proto::SECTOR;
-use cluster_proto::crc::first_mismatch;
+use cluster_proto::crc::crc32c;
+use cluster_proto::{SECTOR, SectorRange};
 
 use super::{OpenError, OpenRead, Step};
 use crate::allocator::Allocator;
@@ -12,6 +12,7 @@ use crate::commit::{Commit, execute, execute_requests};
 use crate::device::DeviceError;
 use crate::format::checkpoint::SlotHeader;
 use crate::format::log::Lsn;
+use crate::format::mark::Place;
 use crate::geometry::BLOCK;
 use crate::index::partition_of;
 use crate::log::append::{LogTail, lookahead_blocks};
@@ -229,11 +230,18 @@ impl Store {
         let Step::Verify(step) = &mut opening.step else { return };
         step.in_flight -= 1;
         let change = &step.tail[entry].change;
+        let store = self.superblock.map(|superblock| superblock.store).unwrap_or_default();
+        let place = Place { store: &store, object: &change.object, version: change.version };
         let counts = change.extents.iter().map(|e| e.sectors().count as usize);
-        let first: usize = counts.clone().take(extent).sum();
-        let count = counts.clone().nth(extent).unwrap_or(0);
-        let crcs = &change.crcs[first..first + count];
-        let is_good = |read: &BufferMut| read.len() == count * SECTOR && first_mismatch(read, crcs).is_none();
+        let before: usize = counts.take(extent).sum();
+        let sectors = change.extents.get(extent).map_or(SectorRange::new(0, 0), |extent| extent.sectors());
+        let crcs = &change.crcs[before..before + sectors.count as usize];
+        let is_good = |read: &BufferMut| {
+            let mut all = sectors.iter().zip(read.chunks_exact(SECTOR)).zip(crcs);
+            let is_there =
+                |((sector, bytes), crc): ((u32, &[u8]), &u32)| crc32c(bytes) == *crc || place.is_mark(sector, bytes);
+            read.len() == sectors.bytes() && all.all(is_there)
+        };
         if !read.as_ref().is_ok_and(is_good) {
             // Of one entry, a part that surely is not there counts more than one that cannot be read.
             let found = Bad { entry, unreadable: read.err() };

@@ -10,7 +10,7 @@ use cluster_proto::ids::{ClientId, LayerId, ObjectId, PgId, PoolId, Version};
 use cluster_proto::limits::DIGEST_BUCKETS;
 use cluster_proto::shard::{
     AppliedRequest, Buckets, ObjectContent, ObjectHead, Origin, RequestState, ShardIndex, ShardOp, ShardOutcome,
-    digest_bucket, digest_hash,
+    Unreadable, digest_bucket, digest_hash,
 };
 use cluster_proto::{PgScope, SECTOR, SectorRange};
 
@@ -21,10 +21,13 @@ use super::driver::Driver;
 pub struct ModelObject {
     pub version: Version,
     pub deleted: bool,
-    /// Sector -> the word that fills it.
+    /// Sector -> the word that fills it; with [`LOST`], the word that would, if it could be read.
     pub sectors: BTreeMap<u32, u64>,
     pub staged: Option<Staged>,
 }
+
+/// Nobody can read the sector.
+pub const LOST: u64 = 1 << 63;
 
 /// What a rollback leads back to.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,6 +74,27 @@ pub fn word(version: Version, sector: u32) -> u64 {
 }
 
 impl ModelObject {
+    /// How many sectors more than in the model cannot be read. None if anything else differs.
+    pub fn damage(&self, content: &ObjectContent) -> Option<usize> {
+        let mut unreadable = content.unreadable.iter().copied().peekable();
+        let mut damaged = 0;
+        let found: Vec<&[u8]> = content.data.chunks_exact(SECTOR).collect();
+        for ((sector, word), found) in self.sectors.iter().zip(&found) {
+            let is_lost = word & LOST != 0;
+            let intact = filled([word & !LOST].into_iter());
+            let marked = Unreadable { sector: *sector, crc: sector_crcs(&intact)[0] };
+            let is_unreadable = unreadable.next_if_eq(&marked).is_some();
+            damaged += usize::from(is_unreadable && !is_lost);
+            let expected = if is_unreadable { &[0; SECTOR][..] } else { &intact[..] };
+            if *found != expected || is_lost && !is_unreadable {
+                return None;
+            }
+        }
+        let extents = content.extents.iter().flat_map(|e| e.iter());
+        let fits = extents.eq(self.sectors.keys().copied()) && content.crcs == sector_crcs(&content.data);
+        (fits && found.len() == self.sectors.len() && unreadable.next().is_none()).then_some(damaged)
+    }
+
     fn head(&self, object: ObjectId) -> ObjectHead {
         let before = |staged: &Staged| staged.before.as_ref().map_or(Version::NONE, |b| b.version);
         ObjectHead {
@@ -129,6 +153,7 @@ impl Model {
                 let sectors = content.extents.iter().flat_map(|e| e.iter());
                 if !content.deleted {
                     self.put(id, Some(*version), sectors, &content.data);
+                    self.lose(id, &content.unreadable);
                 }
                 for r in &content.requests {
                     self.requests.insert((r.client, r.seq), (r.version, id));
@@ -140,6 +165,7 @@ impl Model {
                 let own = Rc::make_mut(self.objects.entry(id).or_default());
                 own.sectors.retain(|s, _| !sectors.iter().any(|r| r.contains(SectorRange::new(*s, 1))));
                 self.put(id, Some(*version), content.extents.iter().flat_map(|e| e.iter()), &content.data);
+                self.lose(id, &content.unreadable);
                 for r in &content.requests {
                     self.requests.insert((r.client, r.seq), (r.version, id));
                 }
@@ -204,6 +230,11 @@ impl Model {
         for (sector, bytes) in sectors.zip(data.chunks_exact(SECTOR)) {
             own.sectors.insert(sector, u64::from_le_bytes(bytes[..8].try_into().expect("eight")));
         }
+    }
+
+    fn lose(&mut self, id: ObjectId, unreadable: &[Unreadable]) {
+        let own = Rc::make_mut(self.objects.entry(id).or_default());
+        unreadable.iter().for_each(|u| *own.sectors.get_mut(&u.sector).expect("a sector with data") |= LOST);
     }
 
     /// Heads and requests, compared with the model.
@@ -285,8 +316,7 @@ impl Model {
             let ShardOutcome::Fetched { version, content } = driver.call(ShardOp::Fetch { object: *id }) else {
                 return Some(format!("{id} cannot be fetched"));
             };
-            let data = filled(own.sectors.values().copied());
-            if version != own.version || content.data != data || content.crcs != sector_crcs(&data) {
+            if version != own.version || own.damage(&content) != Some(0) {
                 return Some(format!("content of {id} at {version}"));
             }
         }
@@ -375,8 +405,18 @@ fn patch(rng: &mut Rng, object: ObjectId, base: Version, version: Version, end: 
         seq: version.0 * 10 + i,
         version,
     });
-    let content = ObjectContent { deleted: false, extents, data, crcs, requests: requests.collect() };
+    let unreadable = some_unreadable(rng, &extents, &crcs);
+    let content = ObjectContent { deleted: false, extents, data, crcs, unreadable, requests: requests.collect() };
     ShardOp::Patch { object, base, version, sectors, content }
+}
+
+/// Some sectors that nobody can read, now and then.
+fn some_unreadable(rng: &mut Rng, extents: &[SectorRange], crcs: &[u32]) -> Vec<Unreadable> {
+    if !rng.chance(30) {
+        return Vec::new();
+    }
+    let all = extents.iter().flat_map(|e| e.iter()).zip(crcs);
+    all.filter(|_| rng.chance(30)).map(|(sector, crc)| Unreadable { sector, crc: *crc }).collect()
 }
 
 fn restore(rng: &mut Rng, object: ObjectId, version: Version, sectors: u32) -> ShardOp {
@@ -395,6 +435,7 @@ fn restore(rng: &mut Rng, object: ObjectId, version: Version, sectors: u32) -> S
         }
         content.data = filled(content.extents.iter().flat_map(|e| e.iter()).map(|s| word(version, s)));
         content.crcs = sector_crcs(&content.data);
+        content.unreadable = some_unreadable(rng, &content.extents, &content.crcs);
     }
     ShardOp::Restore { object, version, content }
 }

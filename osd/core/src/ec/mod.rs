@@ -85,6 +85,8 @@ pub(crate) struct EcOp {
     pub version: Version,
     /// Damage that was found: the shard, who serves it, the first damaged sectors.
     pub damage: Option<(u8, usize, SectorRange)>,
+    /// Shards, with who serves them, that these rows cannot be computed from.
+    pub useless: Vec<(u8, usize)>,
     pub failed: bool,
     /// A shard does not have the version that counts (any more).
     pub outdated: bool,

@@ -21,7 +21,8 @@ use crate::pg::Pg;
 
 impl EcOp {
     pub(crate) fn new(purpose: Purpose, rows: SectorRange, reads: Vec<ShardRead>, rebuilds: bool) -> Self {
-        Self { purpose, rows, reads, rebuilds, version: Version::NONE, damage: None, failed: false, outdated: false }
+        let (version, damage, useless) = (Version::NONE, None, Vec::new());
+        Self { purpose, rows, reads, rebuilds, version, damage, useless, failed: false, outdated: false }
     }
 
     /// Reads of these parts of data shards, or of what they can be computed from. None: too few shards can be read.
@@ -185,22 +186,25 @@ impl Osd {
         }
         let (part, peer, bad) = damage;
         let object = client_op.request.object;
-        let mut but = vec![(part, peer)];
-        if let Purpose::Repair { part, peer } = ec.purpose {
-            but.push((part, peer));
-        }
-        let shards = pg.enough_shards(&object, &but);
-        let Some(shards) = shards else {
-            return self.damaged_everywhere(id, object, bad);
-        };
-        let (target, target_peer, rows) = match ec.purpose {
+        let (target, target_peer, mut rows) = match ec.purpose {
             Purpose::Repair { part: first, peer } => (first, peer, ec.rows),
             _ => (part, peer, bad),
+        };
+        let mut useless = ec.useless.clone();
+        useless.push((part, peer));
+        let mut shards = pg.enough_shards(&object, &useless);
+        if shards.is_none() && rows.count > 1 {
+            // Of each row others may be damaged: one at a time.
+            (rows, useless) = (SectorRange::new(rows.start, 1), vec![(target, target_peer)]);
+            shards = pg.enough_shards(&object, &useless);
+        }
+        let Some(shards) = shards else {
+            return self.damaged_everywhere(id, object, bad);
         };
         let read = |(part, peer)| ShardRead { part, peer, sectors: rows, got: None };
         let purpose = Purpose::Repair { part: target, peer: target_peer };
         let plan = EcOp::new(purpose, rows, shards.into_iter().map(read).collect(), true);
-        self.ec_gather(shard, id, Some(plan));
+        self.ec_gather(shard, id, Some(EcOp { useless, ..plan }));
     }
 
     /// Rewrites the damaged sectors of a shard.

@@ -65,6 +65,8 @@ pub(crate) struct Missing {
     pub running: Option<OpId>,
     /// A recovery failed; not tried again before the next round unless somebody asks.
     pub failed: bool,
+    /// Since when (microseconds, in this round) each attempt found that nobody can read some of these sectors.
+    pub unreadable: Option<(u64, BTreeSet<u32>)>,
 }
 
 impl Missing {
@@ -81,6 +83,7 @@ impl Missing {
             waiting: Vec::new(),
             running: None,
             failed: false,
+            unreadable: None,
         };
         missing.stale = missing.find_stale(peers, coded);
         let staged = missing.shards.iter().any(|shard| shard.staged_over.is_some());

@@ -14,7 +14,11 @@ const SECTORS: usize = 2048;
 const PGS: usize = 4;
 
 fn start(redundancy: &[&str], seed: u64) -> (Fleet, Vec<u8>) {
-    let fleet = Fleet::start(FleetOptions { osd_size: "256M".into(), ..FleetOptions::default() });
+    start_with(3, redundancy, seed)
+}
+
+fn start_with(osds: u32, redundancy: &[&str], seed: u64) -> (Fleet, Vec<u8>) {
+    let fleet = Fleet::start(FleetOptions { osds, osd_size: "256M".into(), ..FleetOptions::default() });
     let count = PGS.to_string();
     fleet.blockyard(&[&["pool", "create", "default", "--pg-count", &count], redundancy].concat()).ok();
     fleet.blockyard(&["image", "create", "demo", "--size", "64M"]).ok();
@@ -160,5 +164,70 @@ fn damage_in_one_shard_is_repaired() {
         let flipped = (1..=3).map(|osd| damage(&fleet, osd, &data, &mut random, |i| i % 32 == 5)).sum();
         assert_eq!(flipped, (SECTORS / 32) as u64, "each sector of data is in one shard");
         repair(&fleet, &data, flipped);
+    });
+}
+
+/// An OSD is lost, and a sector of another cannot be read: the rest gets its redundancy back.
+fn a_lost_sector_costs_no_more_than_itself(redundancy: &[&str], lost: usize) {
+    const PER_OBJECT: usize = 256;
+    let (mut fleet, data) = start_with(4, redundancy, 8);
+    let found: Vec<_> = (1..=4).map(|osd| places(&fleet.osd_file(osd), &data)).collect();
+    fleet.kill("osd.1");
+    fleet.wait_status(30, "it is missed", |status| status["osds"]["up"] == 3);
+    // One that is elsewhere, of an object of which the lost OSD had some.
+    let had = |sector: usize| !found[0][sector].is_empty();
+    let has_object = |sector: &usize| (sector / PER_OBJECT * PER_OBJECT..).take(PER_OBJECT).any(had);
+    let elsewhere = |sector: &usize| found[1..].iter().any(|places| !places[*sector].is_empty());
+    let bad = (0..SECTORS).filter(has_object).find(elsewhere).expect("it had data");
+    let mut random = Random::new(9);
+    let damaged: u64 = (2..=4).map(|osd| damage(&fleet, osd, &data, &mut random, |sector| sector == bad)).sum();
+    assert_eq!(damaged, 1, "of copies and shards alike one is left of each sector");
+    let read = |demo: &mut Nbd, sector: usize| demo.read((sector * SECTOR) as u64, SECTOR);
+    let mut reader = fleet.connect("demo");
+    reader.set_patience(Some(Duration::from_secs(6))).unwrap();
+    let waits = read(&mut reader, bad).expect_err("the lost OSD might come back with it");
+    assert_eq!(waits.kind(), std::io::ErrorKind::WouldBlock, "{waits}");
+
+    fleet.blockyard(&["osd", "rm", "1", "--force"]).ok();
+    fleet.wait_active(120);
+    let is_told = |problem: &Value| problem["code"] == "sectors-lost";
+    fleet.wait_status(15, "it is told", |status| {
+        let told = status["problems"].as_array().is_some_and(|problems| problems.iter().any(is_told));
+        told && status["counters"]["lost-sectors"] == 1
+    });
+    let mut demo = fleet.connect("demo");
+    demo.set_patience(Some(Duration::from_secs(20))).unwrap();
+    let of_sector = |sector: usize| &data[sector * SECTOR..(sector + 1) * SECTOR];
+    let failed: Vec<usize> = (0..SECTORS)
+        .filter(|sector| match read(&mut demo, *sector) {
+            Ok(found) => found != of_sector(*sector),
+            Err(error) => error.raw_os_error() == Some(5),
+        })
+        .collect();
+    assert!(failed.contains(&bad) && failed.len() == lost, "{failed:?}, {bad} was damaged");
+    let unrepaired = scrub_all(&fleet, &["scrub", "--deep"]).1;
+    assert!(unrepaired > 0, "a scrub tells, too");
+    // What is written is there again.
+    let object = bad / PER_OBJECT * PER_OBJECT;
+    demo.write_long((object * SECTOR) as u64, &data[object * SECTOR..(object + PER_OBJECT) * SECTOR]).unwrap();
+    assert_eq!(scrub_all(&fleet, &["scrub", "--deep"]), (0, 0));
+    assert!(demo.read_long(0, data.len()).unwrap() == data);
+}
+
+#[test]
+fn a_lost_sector_of_copies_costs_no_more_than_itself() {
+    limited(200, || {
+        if have(&["etcd"]) {
+            a_lost_sector_costs_no_more_than_itself(&["--replicas", "2"], 1);
+        }
+    });
+}
+
+#[test]
+fn a_lost_sector_of_shards_costs_no_more_than_its_row() {
+    limited(200, || {
+        if have(&["etcd"]) {
+            a_lost_sector_costs_no_more_than_itself(&["--ec", "2+1"], 2);
+        }
     });
 }

@@ -1,7 +1,6 @@
 //! Clients and their work.
 
-use cluster_client::{ImageOp, ImageReply, Output as ClientOutput};
-use cluster_proto::Status;
+use cluster_client::{ImageOp, Output as ClientOutput};
 
 use super::{CLIENT_BASE, Event, World};
 use crate::net::NodeId;
@@ -68,11 +67,6 @@ impl World {
         self.pump_client(client);
     }
 
-    /// Whether an operation failed because nothing that it needs could be read.
-    fn is_excused(&self, reply: &Result<ImageReply, Status>) -> bool {
-        self.reads_failed && matches!(reply, Err(Status::Corrupt))
-    }
-
     pub(super) fn pump_client(&mut self, client: usize) {
         loop {
             let node = &mut self.clients[client];
@@ -81,7 +75,7 @@ impl World {
                 node.pending.remove(&tag);
                 self.answered += 1;
                 self.note(|| format!("client {client} has the answer to {}: ok {}", tag + 1, reply.is_ok()));
-                if self.is_excused(&reply) {
+                if self.is_excused(&self.records[tag as usize], &reply) {
                     // Whether it changed something, and when, nobody knows.
                     continue;
                 }
