@@ -6,7 +6,7 @@ use blockstore::{DeviceOp, DeviceResult, Durability, OpenError, Store, StoreStat
 use buffer::Buffer;
 use cluster_proto::crc::{crc32c, sector_crcs};
 use cluster_proto::planes::{planes, remainder};
-use cluster_proto::shard::{ObjectContent, Origin, ShardIndex, ShardOp, ShardOutcome, Sums};
+use cluster_proto::shard::{ObjectContent, Origin, ShardIndex, ShardOp, ShardOutcome, Sums, Unreadable};
 use cluster_proto::{SectorRange, Status, Version};
 use support::Rng;
 use support::device::Device;
@@ -114,6 +114,52 @@ fn a_corrupt_read_names_exactly_the_bad_sectors_and_repair_heals_them() {
         assert_eq!(d.call(repair), ShardOutcome::Done);
     }
     assert!(matches!(d.call(read(0, SectorRange::new(0, 8))), ShardOutcome::Read { version: Version(1), .. }));
+}
+
+#[test]
+fn what_came_as_unreadable_stays_so_until_it_is_written() {
+    let mut d = fresh(3 << 20);
+    let words = |sectors: SectorRange| filled(sectors.iter().map(|s| word(Version(5), s)));
+    let sectors = SectorRange::new(0, 8);
+    let (data, crcs) = (words(sectors), sector_crcs(&words(sectors)));
+    let unreadable: Vec<_> = [1, 2, 4, 6].map(|sector| Unreadable { sector, crc: crcs[sector as usize] }).into();
+    let extents = vec![sectors];
+    let content = ObjectContent { extents, data, crcs: crcs.clone(), unreadable, ..ObjectContent::default() };
+    let restore = |content| ShardOp::Restore { object: object(0), version: Version(5), content };
+    let wrong = |sectors: &[u32]| {
+        let unreadable = sectors.iter().map(|sector| Unreadable { sector: *sector, crc: 0 }).collect();
+        restore(ObjectContent { unreadable, ..content.clone() })
+    };
+    for sectors in [&[8][..], &[2, 1], &[1, 1], &[u32::MAX]] {
+        assert_eq!(d.call(wrong(sectors)), ShardOutcome::Failed(Status::Invalid), "{sectors:?}");
+    }
+    assert_eq!(d.call(restore(content)), ShardOutcome::Done);
+    let bad_in = |d: &mut Driver| match d.call(read(0, sectors)) {
+        ShardOutcome::Corrupt { version: Version(_), sectors, crcs: found } => {
+            let bad: Vec<u32> = sectors.iter().flat_map(|bad| bad.iter()).collect();
+            assert!(bad.iter().zip(&found).all(|(at, crc)| *crc == crcs[*at as usize]), "what intact copies have");
+            bad
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(bad_in(&mut d), [1, 2, 4, 6]);
+    let sectors = one(2);
+    let (data, repaired) = (words(sectors), sector_crcs(&words(sectors)));
+    let repair = ShardOp::Repair { object: object(0), version: Version(5), sectors, data, crcs: repaired };
+    assert_eq!(d.call(repair), ShardOutcome::Done);
+    assert_eq!(d.call(put(0, 6, one(4))), ShardOutcome::Done);
+    assert_eq!(bad_in(&mut d), [1, 6]);
+    // Neither the log nor a checkpoint loses it.
+    let mut again = Driver::open(d.device.after_kill(), 3);
+    assert_eq!((bad_in(&mut again), again.store.stats().cut), (vec![1, 6], 0));
+    again.store.begin_close();
+    again.run();
+    let mut last = Driver::open(again.device, 4);
+    assert_eq!(bad_in(&mut last), [1, 6]);
+    let zero =
+        |sectors| ShardOp::Zero { object: object(0), version: Version(7), sectors, origin: Origin::NONE, lazy: false };
+    assert_eq!(last.call(zero(SectorRange::new(1, 6))), ShardOutcome::Done);
+    assert!(matches!(last.call(read(0, SectorRange::new(0, 8))), ShardOutcome::Read { .. }));
 }
 
 #[test]

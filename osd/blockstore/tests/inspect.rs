@@ -6,7 +6,7 @@ use std::io;
 
 use blockstore::Durability;
 use blockstore::inspect::{DumpOptions, ReadAt, check, dump};
-use cluster_proto::shard::ShardOutcome;
+use cluster_proto::shard::{ShardOp, ShardOutcome};
 use support::Rng;
 use support::device::{Device, Medium};
 use support::driver::{Driver, formatted};
@@ -29,6 +29,13 @@ fn sample() -> (Device, Model) {
         if d.call(op.clone()) == ShardOutcome::Done {
             model.apply(&op);
         }
+    }
+    let staged: Vec<_> = model.objects.iter().filter(|(_, own)| own.staged.is_some()).collect();
+    let commits = staged.iter().map(|(object, own)| ShardOp::Commit { object: **object, version: own.version });
+    // So that nothing is kept for a rollback.
+    for commit in commits.collect::<Vec<_>>() {
+        assert_eq!(d.call(commit.clone()), ShardOutcome::Done);
+        model.apply(&commit);
     }
     (d.device.after_kill(), model)
 }

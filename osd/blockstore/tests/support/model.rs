@@ -357,7 +357,8 @@ impl Model {
             (8..12, _) => ShardOp::Delete { object, version, origin },
             (12..16, Some(o)) if o.deleted => ShardOp::Collect { object, version: o.version },
             (16..24, _) => restore(rng, object, version, sectors),
-            (24..28, Some(o)) if !o.deleted && o.sectors.contains_key(&start) => {
+            // Of what can be read, so that it changes nothing: no version tells what came before it from what came after it.
+            (24..28, Some(o)) if !o.deleted && o.sectors.get(&start).is_some_and(|word| word & LOST == 0) => {
                 let data = filled(std::iter::once(o.sectors[&start]));
                 let crcs = sector_crcs(&data);
                 ShardOp::Repair { object, version: o.version, sectors: SectorRange::new(start, 1), data, crcs }
