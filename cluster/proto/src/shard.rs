@@ -69,8 +69,13 @@ pub enum RequestState {
 pub struct Unreadable {
     /// Its number in the object.
     pub sector: u32,
-    /// The checksum that its data has wherever it is intact; anything if nobody knows.
+    /// The checksum that its data has wherever it is intact, or [`Unreadable::UNKNOWN`].
     pub crc: u32,
+}
+
+impl Unreadable {
+    /// Stands for a checksum that nobody knows. (One in 2^32 sectors has it.)
+    pub const UNKNOWN: u32 = 0;
 }
 
 /// A whole object as one member holds it: what recovery copies to another member.

@@ -212,34 +212,33 @@ impl Store {
         let runs: SmallVec<[Run; 2]> = op.pieces.iter().map(|p| p.run).collect();
         let read = self.reads.ops.insert(op);
         for (piece, run) in runs.into_iter().enumerate() {
-            let len = run.count as usize * SECTOR;
-            self.counters.reads += 1;
-            self.counters.read_bytes += len as u64;
-            let op = DeviceOp::Read { offset: self.geometry.sector_offset(run.start), len };
-            self.request(Job::Read { read, piece }, op);
+            self.read_piece(read, piece, run);
         }
     }
 
     /// A device read has ended.
     pub(crate) fn read_piece_done(&mut self, read: u64, piece: usize, result: Result<BufferMut, DeviceError>) {
         let Some(op) = self.reads.ops.get_mut(read) else { return };
-        let piece = &op.pieces[piece];
-        let sectors = piece.sectors;
+        let &Piece { sectors, at, .. } = &op.pieces[piece];
         let len = sectors.bytes();
         match result {
             Ok(bytes) if bytes.len() == len => {
-                let expected = &op.crcs[piece.at..piece.at + sectors.count as usize];
+                let expected = &op.crcs[at..at + sectors.count as usize];
                 let before = op.bad.len();
                 verify(&bytes, expected, sectors, &mut op.bad);
                 self.counters.crc_errors += op.bad[before..].iter().map(|b| u64::from(b.count)).sum::<u64>();
-                let at = piece.at * SECTOR;
                 if let Wanted::Sums(summed) = &mut op.wanted {
-                    summed.add(piece.at, &bytes, expected);
+                    summed.add(at, &bytes, expected);
                 } else if op.data.is_empty() {
                     op.data = bytes;
                 } else {
-                    op.data[at..at + len].copy_from_slice(&bytes);
+                    op.data[at * SECTOR..at * SECTOR + len].copy_from_slice(&bytes);
                 }
+            }
+            // One sector that cannot be read fails the whole: which is it?
+            _ if sectors.count > 1 => {
+                self.counters.io_errors += 1;
+                return self.read_in_halves(read, piece);
             }
             // What cannot be read is damaged too: another copy will replace it.
             _ => {
@@ -251,6 +250,34 @@ impl Store {
         if op.left == 0 {
             self.read_finish(read);
         }
+    }
+
+    /// Reads a piece that could not be read as two.
+    fn read_in_halves(&mut self, read: u64, piece: usize) {
+        let Some(op) = self.reads.ops.get_mut(read) else { return };
+        if op.data.is_empty() && !matches!(op.wanted, Wanted::Sums(_)) {
+            op.data = BufferMut::zeroed(op.crcs.len() * SECTOR);
+        }
+        let whole = &mut op.pieces[piece];
+        let half = whole.sectors.count / 2;
+        let second = Piece {
+            sectors: SectorRange::new(whole.sectors.start + half, whole.sectors.count - half),
+            run: Run { start: whole.run.start + u64::from(half), count: whole.run.count - half },
+            at: whole.at + half as usize,
+        };
+        (whole.sectors.count, whole.run.count) = (half, half);
+        let runs = [(piece, whole.run), (op.pieces.len(), second.run)];
+        op.pieces.push(second);
+        op.left += 1;
+        runs.into_iter().for_each(|(piece, run)| self.read_piece(read, piece, run));
+    }
+
+    fn read_piece(&mut self, read: u64, piece: usize, run: Run) {
+        let len = run.count as usize * SECTOR;
+        self.counters.reads += 1;
+        self.counters.read_bytes += len as u64;
+        let op = DeviceOp::Read { offset: self.geometry.sector_offset(run.start), len };
+        self.request(Job::Read { read, piece }, op);
     }
 
     fn read_finish(&mut self, read: u64) {

@@ -193,7 +193,7 @@ impl Store {
         let need = self.need_of(&change, payload, !newest.exists);
         let runs = self.admit(&need)?;
         change.extents = lay_out(&payload.sectors, &runs);
-        let store = self.superblock.map(|superblock| superblock.store).unwrap_or_default();
+        let store = self.superblock.as_ref().map(|superblock| superblock.store).unwrap_or_default();
         let place = Place { store: &store, object: &change.object, version: change.version };
         let (data, crcs) = payload.stored(&place);
         change.crcs = crcs;

@@ -117,6 +117,32 @@ fn a_corrupt_read_names_exactly_the_bad_sectors_and_repair_heals_them() {
 }
 
 #[test]
+fn of_what_the_device_cannot_read_the_rest_is_read() {
+    let mut d = fresh(3 << 20);
+    let whole = SectorRange::new(0, 37);
+    assert_eq!(d.call(put(0, 1, whole)), ShardOutcome::Done);
+    d.rest();
+    let at = |sector: u64| d.store.superblock().expect("open").geometry.data_offset + sector * 4096;
+    let bad = [at(5)..at(6), at(20)..at(22)];
+    d.device.bad_ranges.extend(bad);
+    let unreadable = [one(5), one(20), one(21)];
+    for ask in [read(0, whole), ShardOp::Verify { object: object(0), sums: Sums::Planes }] {
+        let ShardOutcome::Corrupt { sectors, crcs, .. } = d.call(ask) else { panic!("nothing is made up") };
+        assert_eq!(sectors.as_slice(), unreadable);
+        assert_eq!(crcs, sector_crcs(&filled([5, 20, 21].into_iter().map(|s| word(Version(1), s)))));
+    }
+    let ShardOutcome::Fetched { content, .. } = d.call(ShardOp::Fetch { object: object(0) }) else {
+        panic!("it is there")
+    };
+    assert_eq!(content.unreadable.iter().map(|u| u.sector).collect::<Vec<_>>(), [5, 20, 21]);
+    let sectors = content.data.chunks_exact(4096).zip(whole.iter());
+    for (found, sector) in sectors.filter(|(_, sector)| ![5, 20, 21].contains(sector)) {
+        assert_eq!(*found, filled([word(Version(1), sector)].into_iter())[..], "sector {sector}");
+    }
+    assert!(matches!(d.call(read(0, SectorRange::new(6, 14))), ShardOutcome::Read { .. }));
+}
+
+#[test]
 fn what_came_as_unreadable_stays_so_until_it_is_written() {
     let mut d = fresh(3 << 20);
     let words = |sectors: SectorRange| filled(sectors.iter().map(|s| word(Version(5), s)));

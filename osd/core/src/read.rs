@@ -149,10 +149,11 @@ impl Osd {
         self.send_to_peer(shard, id, peer, ShardOp::Read { object, sectors: bad });
     }
 
-    /// No intact copy can be had. An absent member may have one, or recovery finds one elsewhere: then the client asks again.
+    /// No intact copy can be had. Somebody who is absent may have one, or recovery finds one elsewhere: then the client asks again.
     pub(crate) fn damaged_everywhere(&mut self, id: OpId, object: cluster_proto::ObjectId, bad: SectorRange) {
-        let pg = self.ops.get_mut(id).and_then(|op| self.pgs.get(&op.pg));
-        let hope = pg.is_some_and(|pg| pg.missing.contains_key(&object) || pg.lacks_members());
+        let Some(pg_id) = self.ops.get_mut(id).map(|op| op.pg) else { return };
+        let is_missing = self.pgs.get(&pg_id).is_some_and(|pg| pg.missing.contains_key(&object));
+        let hope = is_missing || !self.absent(pg_id, &self.past_intervals(pg_id)).is_empty();
         let status = if hope { Status::Retry } else { Status::Corrupt };
         if !hope {
             self.notice(format!("object {object}: sectors {bad:?} are damaged in every copy"));

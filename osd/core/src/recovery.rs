@@ -38,8 +38,10 @@ pub(crate) struct Recovery {
     pub lost: BTreeSet<u32>,
     /// What cannot be read is passed on as such.
     pub passes_on: bool,
-    /// An older version cannot take the place of this one, because it cannot be read either.
-    pub is_undo_damaged: bool,
+    /// Sectors that were rewritten at their sources.
+    pub repaired: BTreeSet<(usize, u32)>,
+    /// The version that counts was never acknowledged and cannot be read: the content of this older one takes its place.
+    pub undoing: Option<Version>,
     /// Shards of an erasure-coded object, with their peers, that cannot be read as a whole.
     pub damaged: Vec<(u8, usize)>,
     /// All shards there are have been asked for, to make of each row what can be made: those that were.
@@ -70,8 +72,6 @@ pub(crate) enum Stage {
     Salvaging { from: usize, damage: VecDeque<Unreadable>, asked: PeerMask, repaired: bool },
     /// Rewriting a damaged sector of `from`; these are still damaged.
     Repairing { from: usize, damage: VecDeque<Unreadable> },
-    /// Asking for the content of an older version that takes the place of the one that counts.
-    Undoing { older: Version },
     /// Writing to the members that lag behind.
     Copying,
 }
@@ -126,19 +126,10 @@ impl Pg {
         known && all.all(did_not_count) && !self.is_safe_to_show(object, past)
     }
 
-    /// Whether somebody is absent who is to have what members have.
-    pub fn lacks_members(&self) -> bool {
-        self.map().target.iter().any(|osd| !self.was_listed(*osd))
-    }
-
-    fn was_listed(&self, osd: OsdId) -> bool {
-        self.peer_of(osd).is_some_and(|peer| self.listed >> peer & 1 == 1)
-    }
-
-    /// Who may have objects that members lack, and was not asked.
-    fn silent(&self, past: &[Interval]) -> BTreeSet<OsdId> {
-        let former = past.iter().flat_map(Interval::osds_left);
-        former.chain(self.map().target.iter().copied()).filter(|osd| !self.was_listed(*osd)).collect()
+    /// Who may have objects that members lack, and was not asked for them in this round.
+    fn unasked<'a>(&'a self, past: &'a [Interval]) -> impl Iterator<Item = OsdId> + 'a {
+        let was_listed = |osd: &OsdId| self.peer_of(*osd).is_some_and(|peer| self.listed >> peer & 1 == 1);
+        past.iter().flat_map(Interval::osds_left).filter(move |osd| !was_listed(osd))
     }
 
     /// Below `min_size`: whether a version can be shown, because everybody had it when the last interval that accepted changes began.
@@ -196,7 +187,8 @@ impl Osd {
             tried: 0,
             lost: BTreeSet::new(),
             passes_on: false,
-            is_undo_damaged: false,
+            repaired: BTreeSet::new(),
+            undoing: None,
             damaged: Vec::new(),
             by_rows: None,
             failed: false,
@@ -243,12 +235,19 @@ impl Osd {
 
     /// Asks the next peer that has the object; ourselves first, if we do.
     fn fetch_object(&mut self, shard: &mut dyn ShardIndex, id: OpId) {
-        let Some(tried) = self.recovery_mut(id).map(|recovery| recovery.tried) else { return };
+        let Some((tried, undoing)) = self.recovery_mut(id).map(|recovery| (recovery.tried, recovery.undoing)) else {
+            return;
+        };
         let Some((pg, object)) = self.recovery_of(id) else { return };
-        let Some(from) = pg.sources(&object).find(|peer| tried >> peer & 1 == 0) else {
+        let is_left = |peer: &usize| tried >> peer & 1 == 0;
+        let from = match undoing {
+            None => pg.sources(&object).find(is_left),
+            Some(older) => pg.missing.get(&object).and_then(|missing| missing.with(older).find(is_left)),
+        };
+        let Some(from) = from else {
             return self.undo_or_fail(shard, id);
         };
-        let patch = pg.patch_base(&object, from);
+        let patch = pg.patch_base(&object, from).filter(|_| undoing.is_none());
         let ask = match &patch {
             Some((_, sectors)) => ShardOp::FetchPart { object, sectors: sectors.clone() },
             None => ShardOp::Fetch { object },
@@ -264,8 +263,8 @@ impl Osd {
         let Some(op) = self.ops.get_mut(id) else { return };
         let (pg, settled) = (op.pg, op.is_settled());
         let Kind::Recovery(recovery) = &mut op.kind else { return };
-        let version =
-            self.pgs.get(&pg).and_then(|pg| pg.missing.get(&recovery.object)).map_or(Version::NONE, |m| m.version);
+        let counts = self.pgs.get(&pg).and_then(|pg| pg.missing.get(&recovery.object)).map(|missing| missing.version);
+        let version = recovery.undoing.or(counts).unwrap_or(Version::NONE);
         match (&mut recovery.stage, outcome) {
             (Stage::RollingBack, outcome) => self.ec_rolled_back(shard, id, peer, settled, &outcome),
             (Stage::Gathering { .. }, outcome) => self.ec_gathered(shard, id, peer, settled, outcome),
@@ -275,13 +274,18 @@ impl Osd {
                 let (from, patch) = (*from, patch.take());
                 let is_new = |unreadable: &&Unreadable| !recovery.lost.contains(&unreadable.sector);
                 let damage: VecDeque<_> = content.unreadable.iter().filter(is_new).copied().collect();
-                if !damage.is_empty() {
+                let is_in_vain = damage.iter().any(|u| recovery.repaired.contains(&(from, u.sector)));
+                if !damage.is_empty() && !is_in_vain {
                     recovery.stage = Stage::Salvaging { from, damage, asked: 1 << from, repaired: false };
-                    self.salvage(shard, id);
-                } else if content.unreadable.is_empty() || recovery.passes_on {
-                    self.copy_to_stale(shard, id, version, patch, content);
-                } else {
-                    self.fetch_object(shard, id);
+                    return self.salvage(shard, id);
+                }
+                if is_in_vain || !content.unreadable.is_empty() && !recovery.passes_on {
+                    return self.fetch_object(shard, id);
+                }
+                recovery.lost = content.unreadable.iter().map(|unreadable| unreadable.sector).collect();
+                match recovery.undoing {
+                    Some(older) => self.undo(shard, id, older, content),
+                    None => self.copy_to_stale(shard, id, version, patch, content),
                 }
             }
             (Stage::Salvaging { from, damage, .. }, ShardOutcome::Read { data, crcs, .. })
@@ -290,6 +294,7 @@ impl Osd {
                 let (from, object, mut damage) = (*from, recovery.object, std::mem::take(damage));
                 let sector = damage.pop_front().map_or(0, |unreadable| unreadable.sector);
                 recovery.stage = Stage::Repairing { from, damage };
+                recovery.repaired.insert((from, sector));
                 let sectors = SectorRange::new(sector, 1);
                 self.send_to_peer(shard, id, from, ShardOp::Repair { object, version, sectors, data, crcs });
             }
@@ -302,14 +307,6 @@ impl Osd {
                 self.salvage(shard, id);
             }
             (Stage::Fetching { .. } | Stage::Repairing { .. }, _) => self.fetch_object(shard, id),
-            (&mut Stage::Undoing { older }, ShardOutcome::Fetched { version: found, content }) if found == older => {
-                if content.unreadable.is_empty() {
-                    return self.undo(shard, id, older, content);
-                }
-                recovery.is_undo_damaged = true;
-                self.undo_or_fail(shard, id);
-            }
-            (Stage::Undoing { .. }, _) => self.recovery_failed(shard, id),
             (Stage::Copying, ShardOutcome::Done) => self.copied(shard, id, Some(peer), settled),
             (Stage::Copying, other) => {
                 recovery.failed = true;
@@ -361,11 +358,11 @@ impl Osd {
         let Some(op) = self.ops.get_mut(id) else { return };
         let pg_id = op.pg;
         let past = self.past_intervals(pg_id);
-        let Some(is_undo_damaged) = self.recovery_mut(id).map(|recovery| recovery.is_undo_damaged) else { return };
+        let Some(undoing) = self.recovery_mut(id).map(|recovery| recovery.undoing) else { return };
         let Some((pg, object)) = self.recovery_of(id) else { return };
         let Some(missing) = pg.missing.get(&object) else { return };
         let older = missing.shards.iter().filter(|s| s.version < missing.version).max_by_key(|s| s.version).copied();
-        if is_undo_damaged || !pg.is_unacknowledged(&object, &past) {
+        if undoing.is_some() || !pg.is_unacknowledged(&object, &past) {
             if !self.passes_on(id, &past) {
                 return self.recovery_failed(shard, id);
             }
@@ -378,9 +375,18 @@ impl Osd {
             return self.undo(shard, id, Version::NONE, content);
         };
         if let Some(recovery) = self.recovery_mut(id) {
-            recovery.stage = Stage::Undoing { older: older.version };
+            (recovery.undoing, recovery.tried) = (Some(older.version), 0);
+            recovery.lost.clear();
         }
-        self.send_to_peer(shard, id, usize::from(older.peer), ShardOp::Fetch { object });
+        self.fetch_object(shard, id);
+    }
+
+    /// OSDs that do not run and may come back with objects of a PG: former members, and those that are to be members and were not given up.
+    pub(crate) fn absent(&self, id: PgId, past: &[Interval]) -> BTreeSet<OsdId> {
+        let target = self.map.pgs.get(&id).into_iter().flat_map(|map| map.target.iter().copied());
+        let target = target.filter(|osd| self.map.osd_configs.contains_key(osd));
+        let all = past.iter().flat_map(Interval::osds_left).chain(target);
+        all.filter(|osd| !self.map.osds.contains_key(osd)).collect()
     }
 
     /// Whether it is certain that what of an object could not be read will not be: everybody was asked who may have it, and for long enough. Says
@@ -390,8 +396,9 @@ impl Osd {
         let Some(recovery) = self.recovery_mut(id) else { return false };
         let (lost, already) = (recovery.lost.clone(), recovery.passes_on);
         let Some(pg_id) = self.ops.get_mut(id).map(|op| op.pg) else { return false };
+        let mut silent = self.absent(pg_id, past);
         let Some((pg, object)) = self.recovery_of(id) else { return false };
-        let silent = pg.silent(past);
+        silent.extend(pg.unasked(past));
         let Some(missing) = pg.missing.get_mut(&object) else { return false };
         if lost.is_empty() || already {
             self.notice(format!("pg {pg_id}: no member can give object {object}"));
@@ -401,7 +408,7 @@ impl Osd {
         let what = format!("pg {pg_id}: object {object}: nobody can read sectors {lost:?}");
         let (since, is_new) = (known.as_ref().map_or(now_us, |(since, _)| *since), known.is_none());
         missing.unreadable = Some((since, lost));
-        let holders: Vec<usize> = bits(missing.holders()).collect();
+        let holders: Vec<usize> = missing.shards.iter().map(|shard| usize::from(shard.peer)).collect();
         if !silent.is_empty() {
             if is_new {
                 let osds = silent.iter().map(|osd| osd.to_string()).collect::<Vec<_>>().join(", ");
@@ -416,7 +423,6 @@ impl Osd {
             }
             return false;
         }
-        self.warn(format!("{what}: they are lost, and copied as that; write them anew"));
         true
     }
 
@@ -433,6 +439,9 @@ impl Osd {
             missing.shards.retain(|shard| shard.version <= older);
         }
         self.notice(format!("object {object}: an unacknowledged change is damaged and was undone"));
+        if let Some(recovery) = self.recovery_mut(id) {
+            recovery.undoing = None;
+        }
         self.copy_to_stale(shard, id, version, None, content);
     }
 
@@ -459,7 +468,6 @@ impl Osd {
             missing.unreadable = None;
         }
         self.stats.patched_objects += u64::from(patch.is_some());
-        self.stats.lost_sectors += content.unreadable.len() as u64;
         let change = restoring(object, version, patch, content);
         self.recovery_cost(id, bytes * u64::from(stale.count_ones()));
         self.send_to(shard, id, stale, change);
@@ -509,11 +517,21 @@ impl Osd {
             pg.commits.insert(object, missing.version);
         }
         if pg.missing.get(&object).is_some_and(|missing| missing.stale == 0) {
+            self.tell_losses(id);
+            let Some((pg, _)) = self.recovery_of(id) else { return };
             let waiting = pg.missing.remove(&object).map(|missing| missing.waiting).unwrap_or_default();
             self.stats.recovered_objects += 1;
             self.wake(shard, waiting);
         }
         self.recovery_end(shard, id);
+    }
+
+    /// A recovery has copied what could be read.
+    fn tell_losses(&mut self, id: OpId) {
+        let Some(recovery) = self.recovery_mut(id).filter(|recovery| recovery.passes_on) else { return };
+        let (object, lost) = (recovery.object, std::mem::take(&mut recovery.lost));
+        self.stats.lost_sectors += lost.len() as u64;
+        self.warn(format!("object {object}: sectors {lost:?} are lost, and copied as that: write them anew"));
     }
 
     /// Lets requests try again that waited for their object.

@@ -20,7 +20,7 @@ use cluster_proto::limits::{DIGEST_BUCKETS, SECTORS_PER_OBJECT_MAX};
 use cluster_proto::link::Millis;
 use cluster_proto::locks::{Access, Hold};
 use cluster_proto::map::{PgScrub, ScrubRequest};
-use cluster_proto::shard::{Buckets, Digests, ShardIndex, ShardOp, ShardOutcome};
+use cluster_proto::shard::{Buckets, Digests, ShardIndex, ShardOp, ShardOutcome, Unreadable};
 use cluster_proto::wire::{Message, PeerInfo};
 
 use self::parity::Parity;
@@ -606,7 +606,7 @@ impl Osd {
         let Some(scrub) = self.scrub_mut(id) else { return };
         let Some(damage) = scrub.damage.last_mut() else { return };
         match made {
-            Some((data, crcs)) if crcs == damage.crcs => {
+            Some((data, crcs)) if crcs == damage.crcs || coded && is_as_stored(&crcs, &damage.crcs) => {
                 scrub.stage = Stage::Repairing;
                 self.send_to_peer(shard, id, peer, ShardOp::Repair { object, version, sectors, data, crcs });
             }
@@ -661,6 +661,12 @@ impl Pg {
         let but: Vec<(u8, usize)> = bits(useless).filter_map(part_at).collect();
         self.enough_shards(object, &but)
     }
+}
+
+/// Whether computed sectors have the checksums that were stored, as far as these were known when they were stored.
+fn is_as_stored(computed: &[u32], stored: &[u32]) -> bool {
+    let fits = |(computed, stored): (&u32, &u32)| computed == stored || *stored == Unreadable::UNKNOWN;
+    computed.len() == stored.len() && computed.iter().zip(stored).all(fits)
 }
 
 #[cfg(test)]

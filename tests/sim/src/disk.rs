@@ -3,7 +3,7 @@
 //! What a write that was not flushed leaves behind after a crash is decided per 512-byte sector: the old content, the
 //! new one, in any mixture and whatever the order of the writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::rng::Rng;
 
@@ -30,6 +30,14 @@ pub struct Disk {
     view: Pages,
     /// Writes that are not durable yet, in the order of issue.
     volatile: Vec<Written>,
+    /// Pages that cannot be read until they are written.
+    bad: BTreeSet<u64>,
+}
+
+/// What is written can be read.
+fn mend(bad: &mut BTreeSet<u64>, written: &Written) {
+    let (first, end) = (written.offset / PAGE, (written.offset + written.data.len() as u64).div_ceil(PAGE));
+    bad.retain(|page| !(first..end).contains(page));
 }
 
 fn store(pages: &mut Pages, offset: u64, data: &[u8]) {
@@ -48,7 +56,14 @@ fn store(pages: &mut Pages, offset: u64, data: &[u8]) {
 impl Disk {
     /// An empty disk. With `write_through` a completed write is durable.
     pub fn new(bytes: u64, write_through: bool) -> Self {
-        Self { bytes, write_through, durable: Pages::new(), view: Pages::new(), volatile: Vec::new() }
+        Self {
+            bytes,
+            write_through,
+            durable: Pages::new(),
+            view: Pages::new(),
+            volatile: Vec::new(),
+            bad: BTreeSet::new(),
+        }
     }
 
     /// Size in bytes.
@@ -65,6 +80,16 @@ impl Disk {
     pub fn prepare(&mut self, offset: u64, data: &[u8]) {
         store(&mut self.durable, offset, data);
         store(&mut self.view, offset, data);
+    }
+
+    /// The page at this offset cannot be read any more, until it is written.
+    pub fn break_page(&mut self, offset: u64) {
+        self.bad.insert(offset / PAGE);
+    }
+
+    /// Whether all of this can be read.
+    pub fn is_readable(&self, offset: u64, len: usize) -> bool {
+        self.bad.range(offset / PAGE..(offset + len as u64).div_ceil(PAGE)).next().is_none()
     }
 
     /// Reads what has been written.
@@ -89,6 +114,7 @@ impl Disk {
         let written = &mut self.volatile[at];
         written.completed = true;
         store(&mut self.view, written.offset, &written.data);
+        mend(&mut self.bad, written);
         if self.write_through {
             let written = self.volatile.remove(at);
             store(&mut self.durable, written.offset, &written.data);
@@ -123,6 +149,7 @@ impl Disk {
     /// The power goes.
     pub fn crash(&mut self, rng: &mut Rng) {
         for written in std::mem::take(&mut self.volatile) {
+            mend(&mut self.bad, &written);
             let fate = rng.below(4);
             for (i, piece) in written.data.chunks(ATOMIC).enumerate() {
                 let kept = match fate {
@@ -143,6 +170,7 @@ impl Disk {
         for written in &mut self.volatile {
             if !written.completed && rng.one_in(2) {
                 written.completed = true;
+                mend(&mut self.bad, written);
                 store(&mut self.view, written.offset, &written.data);
                 if self.write_through {
                     store(&mut self.durable, written.offset, &written.data);

@@ -1,6 +1,6 @@
 //! Scrubs in the simulation: asked for at random, by the clock, and of everything at the end, when no damage may be left anywhere.
 
-use blockstore::{DeviceOp, DeviceResult};
+use blockstore::{DeviceError, DeviceOp, DeviceResult};
 use buffer::BufferMut;
 use cluster_proto::crc::sector_crcs;
 use cluster_proto::map::{ClusterSettings, PgScrub, Scheme, ScrubRequest, keys};
@@ -214,7 +214,8 @@ impl World {
             if let DeviceOp::Read { offset, len } = request.op {
                 let mut out = BufferMut::for_overwrite(len);
                 node.disk.read(offset, &mut out);
-                store.handle_device(request.token, DeviceResult::Read(Ok(out)));
+                let result = if node.disk.is_readable(offset, len) { Ok(out) } else { Err(DeviceError(5)) };
+                store.handle_device(request.token, DeviceResult::Read(result));
             }
         }
     }

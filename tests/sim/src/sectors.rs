@@ -65,9 +65,9 @@ impl World {
         heads.into_iter().filter(|head| !head.deleted).map(|head| head.object)
     }
 
-    /// A bit flips where this sector lies on the disk.
+    /// A bit flips where this sector lies on the disk, or the disk cannot read it any more.
     fn spoil_sector(&mut self, osd: usize, object: ObjectId, sector: u32) {
-        let byte = self.rng.below(cluster_proto::SECTOR as u64);
+        let (byte, breaks) = (self.rng.below(cluster_proto::SECTOR as u64), self.rng.one_in(2));
         let Some(run) = &mut self.osds[osd].run else { return };
         run.store.submit(TAG, ShardOp::Read { object, sectors: SectorRange::new(sector, 1) });
         loop {
@@ -81,7 +81,10 @@ impl World {
                 self.device_begin(osd, request);
                 continue;
             };
-            disk.flip(offset + byte, 3);
+            match breaks {
+                true => disk.break_page(offset),
+                false => disk.flip(offset + byte, 3),
+            }
             let mut out = BufferMut::for_overwrite(len);
             disk.read(offset, &mut out);
             run.store.handle_device(request.token, DeviceResult::Read(Ok(out)));

@@ -637,6 +637,9 @@ impl World {
         }
         let Some(run) = &mut node.run else { return };
         let result = match done {
+            Done::Read { offset, len } if !node.disk.is_readable(offset, len) => {
+                DeviceResult::Read(Err(DeviceError(5)))
+            }
             Done::Read { offset, len } => {
                 let mut out = BufferMut::for_overwrite(len);
                 node.disk.read(offset, &mut out);

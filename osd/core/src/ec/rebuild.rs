@@ -187,6 +187,9 @@ impl Osd {
         let (needed, allowed) = (pg.scheme.copies_needed(), pg.is_unacknowledged(&object, &past));
         let undone = allowed && pg.missing.get_mut(&object).is_some_and(|missing| missing.undo_staged(&peers, needed));
         if !undone && self.passes_on(id, &past) {
+            if let Some(recovery) = self.recovery_mut(id) {
+                recovery.passes_on = true;
+            }
             return self.ec_rebuild(shard, id);
         }
         if !undone {
@@ -256,7 +259,6 @@ impl Osd {
                 false => rebuilt(&code, &gathered, name.part),
             };
             bytes += content.data.len() as u64;
-            self.stats.lost_sectors += content.unreadable.len() as u64;
             self.send_to_peer(shard, id, peer, restoring(name, version, patch.clone(), content));
         }
         self.stats.patched_objects += u64::from(patch.is_some());
@@ -327,7 +329,7 @@ enum Row {
 
 fn lost_row(gathered: &[(u8, ObjectContent)], part: u8, sector: u32) -> Row {
     let own = gathered.iter().filter(|(number, _)| *number == part).flat_map(|(_, content)| &content.unreadable);
-    Row::Lost { crc: own.filter(|u| u.sector == sector).map(|u| u.crc).next().unwrap_or_default() }
+    Row::Lost { crc: own.filter(|u| u.sector == sector).map(|u| u.crc).next().unwrap_or(Unreadable::UNKNOWN) }
 }
 
 /// The sectors by the shards that they are computed from: as many as the code needs, or fewer if there are no more.

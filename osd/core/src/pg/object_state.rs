@@ -132,6 +132,11 @@ impl Missing {
         has.fold(0, |mask, shard| mask | 1 << shard.peer)
     }
 
+    /// Peers with this version of a copy.
+    pub fn with(&self, version: Version) -> impl Iterator<Item = usize> {
+        self.shards.iter().filter(move |s| s.version == version && !s.deleted).map(|s| usize::from(s.peer))
+    }
+
     /// The shard of the acting member `peer`.
     pub fn shard_at(&self, peer: usize, part: u8) -> Option<&Shard> {
         self.shards.iter().find(|shard| usize::from(shard.peer) == peer && shard.part == part)
