@@ -52,6 +52,8 @@ pub(crate) struct Recovery {
     pub estimate: u64,
     /// Shards gathered of an erasure-coded object.
     pub gathered: Vec<(u8, ObjectContent)>,
+    /// Shards of it in other versions, which may have some rows as they are in this one.
+    pub others: Vec<(u8, ObjectContent)>,
 }
 
 /// The version that all members have who lack an object, and the sectors in which it differs from ours.
@@ -193,6 +195,7 @@ impl Osd {
             by_rows: None,
             failed: false,
             gathered: Vec::new(),
+            others: Vec::new(),
         };
         let op = self.new_op(id, Kind::Recovery(Box::new(recovery)));
         let Some(pg) = self.pgs.get_mut(&id) else { return };

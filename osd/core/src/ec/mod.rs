@@ -1,10 +1,11 @@
 //! Erasure-coded objects at their primary: `layout` says where sectors lie, `read` gathers shards, `write` makes staged
-//! changes of them, `rebuild` computes shards that are missing, `parity` tells whether they fit each other.
+//! changes of them, `rebuild` brings shards to those that lack them, `rows` computes them, `parity` tells whether they fit each other.
 
 mod layout;
 mod parity;
 mod read;
 mod rebuild;
+mod rows;
 mod write;
 
 use std::collections::BTreeMap;
