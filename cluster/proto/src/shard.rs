@@ -176,7 +176,7 @@ pub enum ShardOp {
         /// Version of the copy.
         version: Version,
         /// The copy.
-        content: ObjectContent,
+        content: Box<ObjectContent>,
     },
     /// Rewrites sectors whose stored data is damaged, with the same content from another member; or parity that does not fit the data, with
     /// what does. `version` must *equal* the object's current version (else [`Status::Retry`]), and does not change.
@@ -205,7 +205,7 @@ pub enum ShardOp {
         /// What differs: ascending and disjoint, at most [`crate::limits::PATCH_RANGES_MAX`].
         sectors: Vec<SectorRange>,
         /// The sectors' content, and the remembered requests of the object.
-        content: ObjectContent,
+        content: Box<ObjectContent>,
     },
     /// A write that can be taken back: the object shows the new content at once (in reads, heads, fetches), but keeps what
     /// it replaces until [`ShardOp::Commit`] or [`ShardOp::Rollback`]. An earlier staged change of the object is
@@ -382,7 +382,7 @@ pub enum ShardOutcome {
         /// Its version.
         version: Version,
         /// Its content.
-        content: ObjectContent,
+        content: Box<ObjectContent>,
     },
     /// The stored data of these sectors does not match its checksum. Nothing of it is handed out.
     Corrupt {

@@ -105,7 +105,7 @@ fn samples() -> Vec<Message> {
         sub(ShardOp::Zero { object, version, sectors: two, origin, lazy: true }),
         sub(ShardOp::Delete { object, version, origin }),
         sub(ShardOp::Collect { object, version }),
-        sub(ShardOp::Restore { object, version, content: content.clone() }),
+        sub(ShardOp::Restore { object, version, content: content.clone().into() }),
         sub(ShardOp::Repair { object, version, sectors: two, data: data.clone(), crcs: crcs.clone() }),
         sub(ShardOp::Sync),
         sub(ShardOp::FetchPart { object, sectors: vec![one, SectorRange::new(9, 2)] }),
@@ -114,7 +114,7 @@ fn samples() -> Vec<Message> {
             base: Version::new(Epoch(3), 1),
             version,
             sectors: vec![SectorRange::new(0, 2), SectorRange::new(9, 1)],
-            content: content.clone(),
+            content: content.clone().into(),
         }),
         sub(ShardOp::Stage {
             object: object.shard(31),
@@ -156,7 +156,7 @@ fn samples() -> Vec<Message> {
         outcome(ShardOutcome::Verified { version, extents: Vec::new(), kind: Sums::Planes, sums: Vec::new() }),
         outcome(ShardOutcome::Written),
         outcome(ShardOutcome::Read { version, data, crcs }),
-        outcome(ShardOutcome::Fetched { version, content }),
+        outcome(ShardOutcome::Fetched { version, content: content.into() }),
         outcome(ShardOutcome::Corrupt {
             version,
             sectors: [two].into_iter().collect(),
@@ -329,7 +329,7 @@ fn unreadable_sectors_are_among_those_of_the_object() {
     let extents = vec![SectorRange::new(0, 1), SectorRange::new(3, 2)];
     let unreadable = [0, 4].map(|sector| Unreadable { sector, crc: 7 }).into();
     let content = ObjectContent { extents, data, crcs, unreadable, ..ObjectContent::default() };
-    let fetched = ShardOutcome::Fetched { version: Version::new(Epoch(3), 1), content };
+    let fetched = ShardOutcome::Fetched { version: Version::new(Epoch(3), 1), content: content.into() };
     // Counted at byte 32 of the answer; behind two extents, at 52, the first.
     assert_eq!(answered_but(fetched.clone(), 32, 2).unwrap().len(), 2);
     for (at, value) in [(32, 1), (32, 3), (32, u32::MAX), (52, 1), (52, 4), (52, u32::MAX), (60, 0), (60, 5)] {

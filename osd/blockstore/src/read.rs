@@ -346,7 +346,7 @@ fn outcome_of(mut op: ReadOp) -> ShardOutcome {
         let content = std::mem::take(content);
         let unreadable = take_unreadable(&mut op);
         let content = ObjectContent { data: op.data.freeze(), crcs: op.crcs, unreadable, ..content };
-        return ShardOutcome::Fetched { version: op.version, content };
+        return ShardOutcome::Fetched { version: op.version, content: Box::new(content) };
     }
     if !op.bad.is_empty() {
         let mut sectors = op.bad;

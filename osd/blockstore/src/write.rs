@@ -64,7 +64,7 @@ impl Payload<'_> {
         are_ranges_valid(&self.sectors)
             && self.crcs.len() == self.sector_count() as usize
             && self.data.len() == self.crcs.len() * SECTOR
-            && self.unreadable_at().count() == self.unreadable.len()
+            && (self.unreadable.is_empty() || self.unreadable_at().count() == self.unreadable.len())
     }
 
     /// Sectors to be marked, by their place in the data. Of those that are not in order not all.

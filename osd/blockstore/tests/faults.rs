@@ -151,7 +151,10 @@ fn what_came_as_unreadable_stays_so_until_it_is_written() {
     let unreadable: Vec<_> = [1, 2, 4, 6].map(|sector| Unreadable { sector, crc: crcs[sector as usize] }).into();
     let extents = vec![sectors];
     let content = ObjectContent { extents, data, crcs: crcs.clone(), unreadable, ..ObjectContent::default() };
-    let restore = |content| ShardOp::Restore { object: object(0), version: Version(5), content };
+    let restore = |content: ObjectContent| {
+        let content = content.into();
+        ShardOp::Restore { object: object(0), version: Version(5), content }
+    };
     let wrong = |sectors: &[u32]| {
         let unreadable = sectors.iter().map(|sector| Unreadable { sector: *sector, crc: 0 }).collect();
         restore(ObjectContent { unreadable, ..content.clone() })
@@ -431,12 +434,14 @@ fn senseless_operations_are_invalid() {
                 data: Buffer::zeroed(8192),
                 crcs: sector_crcs(&Buffer::zeroed(8192)),
                 ..ObjectContent::default()
-            },
+            }
+            .into(),
         },
         ShardOp::Restore {
             object,
             version,
-            content: ObjectContent { deleted: true, extents: vec![one(3)], data, crcs, ..ObjectContent::default() },
+            content: ObjectContent { deleted: true, extents: vec![one(3)], data, crcs, ..ObjectContent::default() }
+                .into(),
         },
     ];
     for op in ops {

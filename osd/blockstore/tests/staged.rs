@@ -160,9 +160,9 @@ fn a_later_change_commits_and_what_replaces_the_object_drops() {
         base: Version(2),
         version: Version(3),
         sectors: vec![range(1, 1)],
-        content: ObjectContent::default(),
+        content: Box::default(),
     };
-    let restore = ShardOp::Restore { object: object(0), version: Version(3), content: ObjectContent::default() };
+    let restore = ShardOp::Restore { object: object(0), version: Version(3), content: Box::default() };
     let old = [(0, 2), (1, 1)];
     for (op, sectors) in [
         (staged(0, 3, range(1, 1)), vec![(0, 2), (1, 3)]),
@@ -414,7 +414,7 @@ fn patch(n: u32, base: u64, version: u64, sectors: &[SectorRange], extents: &[Se
         base: Version(base),
         version: Version(version),
         sectors: sectors.to_vec(),
-        content,
+        content: content.into(),
     }
 }
 
@@ -542,9 +542,9 @@ fn senseless_changes_are_invalid() {
         let data = Buffer::zeroed(4096 * extents.iter().map(|e| e.count as usize).sum::<usize>());
         ObjectContent { crcs: sector_crcs(&data), data, extents, ..ObjectContent::default() }
     };
-    let wrong = |sectors: Vec<SectorRange>, content| {
+    let wrong = |sectors: Vec<SectorRange>, content: ObjectContent| {
         let (base, version) = (Version(5), Version(6));
-        ShardOp::Patch { object: object(0), base, version, sectors, content }
+        ShardOp::Patch { object: object(0), base, version, sectors, content: content.into() }
     };
     let ops = [
         staged(0, 5, range(0, 1)),

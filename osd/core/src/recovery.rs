@@ -287,8 +287,8 @@ impl Osd {
                 }
                 recovery.lost = content.unreadable.iter().map(|unreadable| unreadable.sector).collect();
                 match recovery.undoing {
-                    Some(older) => self.undo(shard, id, older, content),
-                    None => self.copy_to_stale(shard, id, version, patch, content),
+                    Some(older) => self.undo(shard, id, older, *content),
+                    None => self.copy_to_stale(shard, id, version, patch, *content),
                 }
             }
             (Stage::Salvaging { from, damage, .. }, ShardOutcome::Read { data, crcs, .. })
@@ -613,10 +613,10 @@ pub(crate) fn restoring(
     mut content: ObjectContent,
 ) -> ShardOp {
     if let Some((base, sectors)) = patch {
-        return ShardOp::Patch { object, base, version, sectors, content };
+        return ShardOp::Patch { object, base, version, sectors, content: Box::new(content) };
     }
     forget_others(&mut content);
-    ShardOp::Restore { object, version, content }
+    ShardOp::Restore { object, version, content: Box::new(content) }
 }
 
 /// A member that is given a whole copy may remember requests that nobody else carried out, and whose changes are not in the copy: they did not

@@ -43,7 +43,7 @@ impl World {
             let Some(run) = &mut self.osds[osd].run else { return };
             let op = if to_the_last {
                 let content = ObjectContent { extents: vec![sectors], data, crcs, ..ObjectContent::default() };
-                ShardOp::Restore { object, version, content }
+                ShardOp::Restore { object, version, content: content.into() }
             } else {
                 ShardOp::Write { object, version, sectors, data, crcs, origin: Origin::NONE, lazy: false }
             };

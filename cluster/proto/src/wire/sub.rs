@@ -165,7 +165,7 @@ fn read_content(
     counts: Counts,
     data: Buffer,
     crcs: Crcs,
-) -> Result<ObjectContent, DecodeError> {
+) -> Result<Box<ObjectContent>, DecodeError> {
     let extents = read_ranges(r, counts.0, EXTENTS_MAX)?;
     let sectors: u32 = extents.iter().map(|e| e.count).sum();
     if data.len() != sectors as usize * SECTOR || (deleted && !extents.is_empty()) {
@@ -181,7 +181,7 @@ fn read_content(
         })
         .collect();
     let unreadable = read_unreadable(r, counts.2, &extents)?;
-    Ok(ObjectContent { deleted, extents, data, crcs, unreadable, requests })
+    Ok(Box::new(ObjectContent { deleted, extents, data, crcs, unreadable, requests }))
 }
 
 /// Ascending, in the extents.

@@ -408,7 +408,7 @@ fn patch(rng: &mut Rng, object: ObjectId, base: Version, version: Version, end: 
     });
     let unreadable = some_unreadable(rng, &extents, &crcs);
     let content = ObjectContent { deleted: false, extents, data, crcs, unreadable, requests: requests.collect() };
-    ShardOp::Patch { object, base, version, sectors, content }
+    ShardOp::Patch { object, base, version, sectors, content: content.into() }
 }
 
 /// Some sectors that nobody can read, now and then.
@@ -438,7 +438,7 @@ fn restore(rng: &mut Rng, object: ObjectId, version: Version, sectors: u32) -> S
         content.crcs = sector_crcs(&content.data);
         content.unreadable = some_unreadable(rng, &content.extents, &content.crcs);
     }
-    ShardOp::Restore { object, version, content }
+    ShardOp::Restore { object, version, content: content.into() }
 }
 
 fn allocated(store: &Store, id: &ObjectId) -> BTreeSet<u32> {

@@ -243,10 +243,10 @@ impl Osd {
             ShardOutcome::Fetched { version, content }
                 if Some(version) == wanted && (by_rows || content.unreadable.is_empty()) =>
             {
-                recovery.gathered.push((part, content));
+                recovery.gathered.push((part, *content));
             }
             ShardOutcome::Fetched { content, .. } if by_rows && !content.deleted => {
-                recovery.others.push((part, content))
+                recovery.others.push((part, *content))
             }
             // Damaged: without this shard, then. Reads and scrubs repair it.
             _ => recovery.damaged.push((part, peer)),
