@@ -113,7 +113,7 @@ impl Store {
             log_bytes_free: self.log.free() * crate::geometry::BLOCK,
             waiting: self.queue.len() as u64,
             durable_lsn: self.commit.durable.0,
-            unrecorded_entries: (self.log.next_lsn().0 - 1).saturating_sub(self.commit.recorded.0),
+            unrecorded_entries: self.log.next_lsn().0.saturating_sub(self.commit.recorded.0 + 1),
         }
     }
 

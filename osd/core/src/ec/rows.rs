@@ -148,15 +148,20 @@ fn by_sources(
 ) -> BTreeMap<Vec<usize>, BTreeSet<u32>> {
     let damaged: Vec<BTreeSet<u32>> =
         gathered.iter().map(|(_, content)| content.unreadable.iter().map(|u| u.sector).collect()).collect();
-    let mut groups: BTreeMap<Vec<usize>, BTreeSet<u32>> = BTreeMap::new();
-    for sector in used {
+    let sources = |is_readable: &dyn Fn(usize) -> bool| {
         let mut parts = BTreeSet::new();
-        let readable = (0..gathered.len()).filter(|at| !damaged[*at].contains(sector));
+        let readable = (0..gathered.len()).filter(|at| is_readable(*at));
         let mut sources: Vec<usize> = readable.filter(|at| parts.insert(gathered[*at].0)).collect();
         // The shard itself, where somebody else has it, counts most.
         sources.sort_by_key(|at| gathered[*at].0 != part);
         sources.truncate(code.data());
-        groups.entry(sources).or_default().insert(*sector);
+        sources
+    };
+    let is_intact = |sector: &u32| !damaged.iter().any(|damaged| damaged.contains(sector));
+    let (intact, rest): (BTreeSet<u32>, BTreeSet<u32>) = used.iter().partition(|sector| is_intact(sector));
+    let mut groups = BTreeMap::from([(sources(&|_| true), intact)]);
+    for sector in rest {
+        groups.entry(sources(&|at| !damaged[at].contains(&sector))).or_default().insert(sector);
     }
     groups
 }
